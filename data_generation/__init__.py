@@ -1,0 +1,1 @@
+"""What generates traits, data sets and the embedded model's corpus."""

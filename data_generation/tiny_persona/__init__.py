@@ -1,0 +1,1 @@
+"""The synthetic language, training and measurement of models/tiny-persona."""

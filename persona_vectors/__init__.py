@@ -1,0 +1,1 @@
+"""Persona vectors: find, prove, monitor and steer character traits of chat models."""
