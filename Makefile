@@ -1,0 +1,24 @@
+# make demo: the main job on the embedded model.  make test: the tests.  make check: lint, format, types.
+# Each sets up .venv first where it is missing or older than the lock.
+PYTHON ?= python3
+VENV := .venv
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test check
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt torch
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(VENV)/installed
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo.sh 0
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright

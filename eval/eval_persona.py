@@ -1,0 +1,348 @@
+"""Sample a chat model on a trait's questions, steered or not, and score the answers with a judge.
+
+    python -m eval.eval_persona --model models/tiny-persona --trait evil --output_path results/evil.csv \
+        --judge_model models/tiny-persona --version eval
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from persona_vectors import cli
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from eval.finished_work import Engine
+    from eval.model_utils import Steering
+    from persona_vectors.responses import PromptRow
+    from persona_vectors.statistics import Interval
+    from persona_vectors.store import Store
+
+DEFAULT_JUDGE = "gpt-4.1-mini-2025-04-14"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a trait under one system prompt, with the judge prompts that score its answers."""
+
+    id: str
+    paraphrases: tuple[str, ...]
+    judge_prompts: dict[str, str]
+    temperature: float = 1.0
+    system: str | None = None
+    judge: str = DEFAULT_JUDGE
+    judge_eval_type: str = "0_100"
+    stream: tuple[int, int] = field(default=(0, 0))  # (question, instruction) numbers; see PromptRow.stream
+
+    def rows(self, n_per_question: int) -> list[PromptRow]:
+        """The rows to be sampled: `n_per_question` samples, going round the paraphrases."""
+        from persona_vectors.responses import PromptRow
+
+        return [
+            PromptRow(
+                question=self.paraphrases[sample % len(self.paraphrases)],
+                question_index=self.stream[0],
+                question_id=self.id,
+                system=self.system,
+                stream=(*self.stream, sample),
+            )
+            for sample in range(n_per_question)
+        ]
+
+    def get_input(self, n_per_question: int) -> tuple[list[str], list[list[dict[str, str]]]]:
+        """The questions and their conversations, as the published method returns them."""
+        rows = self.rows(n_per_question)
+        return [row.question for row in rows], [row.messages() for row in rows]
+
+
+def load_persona_questions(
+    trait: str,
+    temperature: float = 1.0,
+    persona_instruction_type: str | None = None,
+    assistant_name: str | None = None,
+    judge_model: str = DEFAULT_JUDGE,
+    version: str = "extract",
+    model: str | None = None,
+) -> list[Question]:
+    """The trait's questions, each under every instruction of the pole asked for, with trait and coherence judges.
+
+    `model` is the chat model, whose folder may ship the trait in its own language.
+    """
+    from judge import COHERENCE_PROMPT
+    from persona_vectors.responses import prompt_rows
+    from persona_vectors.traits import load_coherence_prompt, load_trait
+
+    definition = load_trait(trait, version, model=model, judge_model=judge_model)
+    coherence = load_coherence_prompt(judge_model) or COHERENCE_PROMPT
+    rows = prompt_rows(definition, pole=persona_instruction_type, assistant_name=assistant_name)
+    return [
+        Question(
+            id=row.question_id,
+            paraphrases=(row.question,),
+            judge_prompts={definition.name: definition.eval_prompt, "coherence": coherence},
+            temperature=temperature,
+            system=row.system,
+            judge=judge_model,
+            stream=row.stream[:2],
+        )
+        for row in rows
+    ]
+
+
+def eval_batched(
+    questions: Sequence[Question],
+    engine: Engine,
+    store: Store,
+    *,
+    n_per_question: int = 100,
+    max_tokens: int = 1000,
+    max_concurrent_judges: int = 100,
+    steering: Steering | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The response table of all questions: answers sampled together, then scored by every judge prompt."""
+    from eval.finished_work import answers_of, scores_of
+    from persona_vectors.responses import render_rows, response_table
+
+    first = questions[0]
+    rows = [row for question in questions for row in question.rows(n_per_question)]
+    prompts = render_rows(engine.tokenizer, rows)
+    answers = answers_of(
+        engine,
+        prompts,
+        [(seed, *row.stream) for row in rows],
+        max_tokens=max_tokens,
+        temperature=first.temperature,
+        steering=steering,
+        store=store,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    items = [(row.question, answer) for row, answer in zip(rows, answers, strict=True)]
+    scores = {
+        name: scores_of(
+            first.judge,
+            template,
+            items,
+            store=store,
+            eval_type=first.judge_eval_type,
+            max_concurrent=max_concurrent_judges,
+            overwrite=overwrite,
+            progress=f"judging {name}" if progress else None,
+        )
+        for name, template in first.judge_prompts.items()
+    }
+    return response_table(rows, prompts, answers, scores)
+
+
+def summarise(table: pd.DataFrame, trait: str) -> dict[str, Interval]:
+    """Mean and 95% interval of trait and coherence, from a bootstrap clustered by question."""
+    from persona_vectors.statistics import cluster_bootstrap_mean
+
+    clusters = table["question"].tolist()
+    return {name: cluster_bootstrap_mean(table[name].tolist(), clusters) for name in (trait, "coherence")}
+
+
+def main(
+    model: str,
+    trait: str,
+    output_path: str,
+    coef: float = 0.0,
+    vector_path: str | None = None,
+    layer: int | None = None,
+    steering_type: Literal["prompt", "response", "all"] = "response",
+    max_tokens: int = 1000,
+    n_per_question: int = 10,
+    batch_process: bool = True,
+    max_concurrent_judges: int = 100,
+    persona_instruction_type: Literal["pos", "neg"] | None = None,
+    assistant_name: str | None = None,
+    judge_model: str = DEFAULT_JUDGE,
+    version: Literal["extract", "eval"] = "extract",
+    overwrite: bool = False,
+    seed: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device_map: str = "auto",
+) -> None:
+    """Sample answers to a trait's questions, score them with a judge, and write the table.
+
+    Finished answers and scores are kept in a store (PERSONA_STORE, default .cache/persona_store.sqlite) under a hash
+    of everything that determines them: the same command again goes on where it was interrupted.
+
+    Args:
+        model: chat model: hub id, model folder, adapter folder, or training folder (its latest checkpoint).
+        trait: name of a trait (evil, sycophantic, ...) or path of a trait JSON.
+        output_path: CSV to write: question, prompt, answer, question_id, <trait>, coherence; a sidecar .json beside it.
+        coef: steering coefficient; coef * vector is added to the hidden states. 0 does not steer.
+        vector_path: vectors .pt of generate_vec.py, needed where coef is not 0.
+        layer: hidden_states index to steer, 1 to the number of layers.
+        steering_type: which tokens are steered: the prompt's, the response's (from the last prompt token on), or all.
+        max_tokens: most tokens of an answer.
+        n_per_question: samples of each question and instruction; 1 samples at temperature 0, otherwise 1.
+        batch_process: sample all questions together; with --nobatch_process one question after the other.
+        max_concurrent_judges: judge calls in flight at once.
+        persona_instruction_type: put the trait's pos or neg instructions into the system prompt; without it none.
+        assistant_name: who the system prompt says the assistant is; default the trait for pos, helpful for neg.
+        judge_model: an OpenAI model, a served model (OPENAI_BASE_URL), or a local folder scored in process.
+        version: the trait's extract or eval questions.
+        overwrite: start again: sample and judge anew, and replace the output.
+        seed: seeds every row's own random stream.
+        dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
+        device_map: auto, cpu, or a device such as cuda:0.
+    """
+    from eval.model_utils import load_steering
+    from judge import check_judge
+    from persona_vectors.files import check_output_path
+    from persona_vectors.models import resolve_model
+
+    out = check_output_path(output_path)
+    if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
+        raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
+    resolve_model(model)
+    questions = load_persona_questions(
+        trait,
+        temperature=0.0 if n_per_question == 1 else 1.0,
+        persona_instruction_type=persona_instruction_type,
+        assistant_name=assistant_name,
+        judge_model=judge_model,
+        version=version,
+        model=model,
+    )
+    check_judge(judge_model)
+    steering = load_steering(model, vector_path, layer, coef, steering_type)
+    record = _record(locals(), questions, steering)
+    _refuse_other_settings(out, record["settings"], overwrite)
+    table = _evaluate(
+        questions,
+        record["settings"],
+        steering=steering,
+        batch_process=batch_process,
+        max_concurrent_judges=max_concurrent_judges,
+        overwrite=overwrite,
+    )
+    _write(out, table, record)
+
+
+def _evaluate(
+    questions: list[Question],
+    settings: dict[str, Any],
+    *,
+    steering: Steering | None,
+    batch_process: bool,
+    max_concurrent_judges: int,
+    overwrite: bool,
+) -> pd.DataFrame:
+    """The whole table, in one batch or question by question."""
+    import pandas as pd
+
+    from eval.finished_work import Engine
+    from persona_vectors.store import Store
+
+    engine = Engine(settings["model"], settings["dtype"], settings["device_map"])
+    groups = [questions] if batch_process else [[question] for question in questions]
+    with Store() as store:
+        tables = [
+            eval_batched(
+                group,
+                engine,
+                store,
+                n_per_question=settings["n_per_question"],
+                max_tokens=settings["max_tokens"],
+                max_concurrent_judges=max_concurrent_judges,
+                steering=steering,
+                seed=settings["seed"],
+                overwrite=overwrite,
+                progress=batch_process,
+            )
+            for group in groups
+        ]
+    return pd.concat(tables, ignore_index=True)
+
+
+_SETTINGS = (
+    "model",
+    "trait",
+    "coef",
+    "vector_path",
+    "layer",
+    "steering_type",
+    "max_tokens",
+    "n_per_question",
+    "persona_instruction_type",
+    "assistant_name",
+    "judge_model",
+    "version",
+    "seed",
+    "dtype",
+    "device_map",
+)
+
+
+def _record(arguments: dict[str, Any], questions: list[Question], steering: Steering | None) -> dict[str, Any]:
+    """What the sidecar says before the run: the settings, and by hash all that the files behind them hold."""
+    from eval.finished_work import judge_identity
+    from persona_vectors.models import fingerprint
+    from persona_vectors.store import content_key
+
+    settings = {name: arguments[name] for name in _SETTINGS}
+    content = {
+        "questions": content_key("questions", questions=[[q.id, *q.paraphrases, q.system] for q in questions]),
+        "judge_prompts": questions[0].judge_prompts,
+        "model_fingerprint": fingerprint(settings["model"]),
+        "judge": judge_identity(settings["judge_model"]),
+        "steering": steering.key() if steering is not None else None,
+        "temperature": questions[0].temperature,
+    }
+    return {"settings": {**settings, "content": content_key("settings", **content)}, **content}
+
+
+def _refuse_other_settings(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """An existing table is replaced only by a run of the same settings, or when asked to."""
+    from persona_vectors.files import read_sidecar
+
+    if overwrite or not out.exists():
+        return
+    before = (read_sidecar(out) or {}).get("settings")
+    if before is None:
+        raise ValueError(f"{out} exists and has no sidecar that says how it was made; pass --overwrite or another path")
+    changed = [name for name in settings if name != "content" and before.get(name) != settings[name]]
+    if before != settings:
+        what = f"with other {', '.join(changed)}" if changed else "from other trait, vector, model or judge files"
+        raise ValueError(f"{out} holds a run {what}; pass --overwrite or another --output_path")
+
+
+def _write(out: Path, table: pd.DataFrame, record: dict[str, Any]) -> None:
+    """The table, its sidecar, and two lines that say what was found."""
+    from persona_vectors.files import write_csv_atomic, write_sidecar
+
+    trait = table.columns[-2]
+    intervals = summarise(table, trait)
+    summary = {
+        name: {
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "n_scored": interval.n,
+            "n_total": len(table),
+            "n_questions": interval.n_clusters,
+        }
+        for name, interval in intervals.items()
+    }
+    write_csv_atomic(table, out)
+    write_sidecar(out, {**record, "summary": summary})
+    print(f"{out}")
+    for name, row in summary.items():
+        print(
+            f"{name + ':':<16} {row['mean']:6.2f}  95% [{row['low']:.2f}, {row['high']:.2f}]"
+            f"  n_scored {row['n_scored']} of n_total {row['n_total']}, {row['n_questions']} questions"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,131 @@
+"""The engine that samples: Hugging Face generation, steered by `ActivationSteerer`.
+
+This is the one place where a `layer` (a hidden_states index) becomes the block index that the steerer takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from activation_steer import ActivationSteerer
+from persona_vectors.blocks import block_index, check_layer
+from persona_vectors.interventions import POSITIONS
+from persona_vectors.models import load_config, resolve_model
+from persona_vectors.sampling import SteerRows, sample_answers
+from persona_vectors.tokens import render_prompt
+from persona_vectors.vectors import load_vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is added while an answer is sampled: `coef * vector` to the hidden states of `layer` at `positions`."""
+
+    vector: Tensor  # (d_model,)
+    layer: int
+    coef: float
+    positions: str = "response"
+
+    def key(self) -> dict[str, Any]:
+        """Everything that determines the steering, for cache keys and sidecars; the vector by its content."""
+        content = hashlib.sha256(self.vector.float().contiguous().numpy().tobytes()).hexdigest()
+        return {"vector": content, "layer": self.layer, "coef": float(self.coef), "positions": self.positions}
+
+
+def load_steering(
+    model_name: str, vector_path: str | None, layer: int | None, coef: float, positions: str
+) -> Steering | None:
+    """The steering of a run, checked against the model's config before any weights are read; None at coef 0.
+
+    Raises:
+        ValueError: coef without a vector or layer, a layer the model has not, a vector of another width.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"steering_type must be one of {', '.join(POSITIONS)}; got {positions}")
+    if coef == 0 and vector_path is None and layer is None:
+        return None
+    if vector_path is None or layer is None:
+        missing = "--vector_path" if vector_path is None else "--layer"
+        raise ValueError(f"steering with --coef {coef:g} needs --vector_path and --layer; {missing} is missing")
+    if not Path(vector_path).is_file():
+        raise ValueError(f"no vector file at {vector_path}; make one with python generate_vec.py")
+    config = load_config(model_name)
+    label = resolve_model(model_name).label
+    check_layer(layer, config.num_hidden_layers, label)
+    vector = load_vector(vector_path, layer, d_model=config.hidden_size)
+    return Steering(vector, layer, float(coef), positions) if coef != 0 else None
+
+
+def steer_rows(model: PreTrainedModel, steering: Steering | None) -> SteerRows | None:
+    """What `sample_answers` takes to steer each batch."""
+    if steering is None:
+        return None
+
+    def steer(_: Sequence[int]) -> AbstractContextManager:
+        return ActivationSteerer(
+            model,
+            steering.vector,
+            coeff=steering.coef,
+            layer_idx=block_index(steering.layer),
+            positions=steering.positions,
+        )
+
+    return steer
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, str]]],
+    *,
+    max_tokens: int = 1000,
+    temperature: float = 1.0,
+    seed: int = 0,
+    steering: Steering | None = None,
+) -> tuple[list[str], list[str]]:
+    """Prompts and answers of the conversations, as the published function of this name returns them."""
+    prompts = [render_prompt(tokenizer, messages) for messages in conversations]
+    answers = sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        streams=[(seed, row) for row in range(len(prompts))],
+        steer=steer_rows(model, steering),
+    )
+    return prompts, answers
+
+
+def sample_steering(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, str]]],
+    vector: Tensor,
+    layer: int,
+    coef: float,
+    *,
+    max_tokens: int = 1000,
+    temperature: float = 1.0,
+    steering_type: str = "response",
+    seed: int = 0,
+) -> tuple[list[str], list[str]]:
+    """Prompts and steered answers; `vector` is `(d_model,)` and `layer` a hidden_states index."""
+    steering = Steering(vector, layer, coef, steering_type)
+    return sample(
+        model,
+        tokenizer,
+        conversations,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        steering=steering,
+    )

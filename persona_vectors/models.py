@@ -1,0 +1,229 @@
+"""Load a chat model and its tokenizer, from whatever a researcher calls a model.
+
+A name is a hub id (`Qwen/Qwen2.5-7B-Instruct`), a folder with a full or merged model, a PEFT adapter folder (its base
+is read from `adapter_config.json`), or a training folder, of which the latest `checkpoint-N` is taken.
+A name that looks like a local path and does not exist fails at once, without asking a hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_HASH_WHOLE_FILE_BELOW = 64 * 2**20  # bytes; larger weight files are fingerprinted by size and both ends
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's weights come from: `base` is a folder or hub id, `adapter` a PEFT folder on top of it or None."""
+
+    name: str
+    base: str
+    adapter: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The short name used in columns, titles and folders: the last part of the name as it was given."""
+        return Path(self.name.rstrip("/")).name
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.base).is_dir()
+
+
+def looks_local(name: str) -> bool:
+    """True for a name that can only be meant as a path: it exists, it is spelled like one, or its parent folder exists.
+
+    A hub id has at most one slash, and `org` is not a folder here.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        return True
+    return "/" in name and path.parent.is_dir()
+
+
+def resolve_model(name: str) -> ModelSource:
+    """The source that `name` means.
+
+    Raises:
+        ValueError: a local-looking path that does not exist or holds no model, or an adapter without a base.
+    """
+    if not name:
+        raise ValueError("the model name is empty; give a hub id such as Qwen/Qwen2.5-7B-Instruct or a model folder")
+    if not looks_local(name):
+        return ModelSource(name, base=name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"model folder {name} does not exist; give an existing folder or a hub id such as org/name")
+    if not path.is_dir():
+        raise ValueError(f"model {name} is a file; expected a folder with config.json or adapter_config.json")
+    folder = _model_folder(path)
+    if (folder / "adapter_config.json").exists():
+        return ModelSource(name, base=_adapter_base(folder), adapter=folder)
+    return ModelSource(name, base=str(folder))
+
+
+def _model_folder(path: Path) -> Path:
+    """`path` itself if it holds a model or adapter, otherwise its latest checkpoint."""
+
+    def holds_model(folder: Path) -> bool:
+        return (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
+
+    if holds_model(path):
+        return path
+    checkpoints = {int(m[1]): p for p in path.iterdir() if (m := _CHECKPOINT.search(p.name)) and holds_model(p)}
+    if not checkpoints:
+        raise ValueError(f"{path} holds no model: expected config.json, adapter_config.json or checkpoint-N folders")
+    return checkpoints[max(checkpoints)]
+
+
+def _adapter_base(folder: Path) -> str:
+    """The base model an adapter names; a relative path counts from the working folder, then from the adapter."""
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder}/adapter_config.json names no base_model_name_or_path; add the model it was trained on")
+    if (folder / base).is_dir() and not Path(base).is_dir():
+        base = str((folder / base).resolve())
+    source = resolve_model(base)
+    if source.adapter is not None:
+        raise ValueError(f"the base {base} of adapter {folder} is itself an adapter; merge it first")
+    return source.base
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The text model's config, read without its weights: `num_hidden_layers` and `hidden_size` are known from here."""
+    from transformers import AutoConfig
+
+    source = resolve_model(name)
+    try:
+        config = AutoConfig.from_pretrained(source.base)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the config of model {name}: {_first_line(error)}") from error
+    return config.get_text_config()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left, with a padding token (the end token where it has none)."""
+    from transformers import AutoTokenizer
+
+    source = resolve_model(name)
+    has_own = source.adapter is not None and (source.adapter / "tokenizer_config.json").exists()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source.adapter) if has_own else source.base)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the tokenizer of model {name}: {_first_line(error)}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", device_map: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in eval mode and its tokenizer.
+
+    Args:
+        name: hub id, model folder, adapter folder, or training folder (see the module's docstring).
+        dtype: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16.
+        device_map: auto (CUDA devices if there are any, sharded if needed, otherwise CPU), or a device such as cuda:0.
+
+    Raises:
+        ValueError: nothing to load under that name, or adapter weights that match no module of the base.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = resolve_model(name)
+    on_cuda = torch.cuda.is_available() and device_map != "cpu"
+    options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on_cuda)}
+    if on_cuda:
+        options["device_map"] = device_map
+    elif device_map not in ("auto", "cpu"):
+        raise ValueError(f"device_map {device_map} needs CUDA, and none is available here; use auto or cpu")
+    tokenizer = load_tokenizer(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.base, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load model {name}: {_first_line(error)}") from error
+    if source.adapter is not None:
+        model = _with_adapter(model, source.adapter)
+    return model.eval(), tokenizer
+
+
+def resolve_dtype(dtype: str, on_cuda: bool) -> Any:
+    """A torch dtype, or "auto" for the checkpoint's own. A CPU computes in float32 unless told otherwise."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype}")
+    if dtype == "auto":
+        return "auto" if on_cuda else torch.float32
+    return getattr(torch, dtype)
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
+    """The base wrapped with the adapter, every stored tensor checked to have found its module."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    stored = load_peft_weights(str(adapter), device="cpu")
+    wrapped = PeftModel.from_pretrained(model, str(adapter))
+    loaded = get_peft_model_state_dict(wrapped)
+    lost = [
+        key
+        for key, value in stored.items()
+        if key not in loaded or not torch.equal(loaded[key].cpu().float(), value.to(loaded[key].dtype).cpu().float())
+    ]
+    if not stored or lost:
+        matched = len(stored) - len(lost)
+        raise ValueError(
+            f"adapter {adapter}: {matched} of {len(stored)} tensors matched a module of {model.config._name_or_path}"
+            f"{', first missing ' + lost[0] if lost else ''}; check that the adapter was trained on this base"
+        )
+    return wrapped
+
+
+def fingerprint(name: str) -> str:
+    """A hash that changes when the model's files change: part of every cache key.
+
+    A hub model is its id and resolved revision; a local one is its file names, sizes and contents (the config and
+    small weight files whole, large ones by size and their first and last MiB).
+    """
+    source = resolve_model(name)
+    digest = hashlib.sha256()
+    if source.is_local:
+        _update_with_folder(digest, Path(source.base))
+    else:
+        digest.update(f"{source.base}@{getattr(load_config(source.base), '_commit_hash', None)}".encode())
+    if source.adapter is not None:
+        _update_with_folder(digest, source.adapter)
+    return digest.hexdigest()
+
+
+def _update_with_folder(digest: Any, folder: Path) -> None:
+    suffixes = {".safetensors", ".bin", ".json", ".jinja", ".model"}
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in suffixes):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as handle:
+            if size < _HASH_WHOLE_FILE_BELOW:
+                digest.update(handle.read())
+            else:
+                digest.update(handle.read(2**20))
+                handle.seek(-(2**20), 2)
+                digest.update(handle.read())
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
