@@ -1,0 +1,161 @@
+"""Messages and text to token ids with the length of the prompt: the only place where spans are computed.
+
+A rendered prompt holds every special token it needs, so nothing here ever adds one (no second BOS). The ids of prompt
+and answer are joined and never re-tokenised as one string: BPE merges across the boundary, and the response would then
+begin in the middle of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Message = Mapping[str, Any]
+PromptFormat = Literal["auto", "chat", "raw"]
+
+_RAW_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+_RAW_TAIL = "Assistant:"
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """One prompt with its answer: `ids[:prompt_len]` is the prompt, `ids[prompt_len:]` exactly the answer's tokens."""
+
+    ids: tuple[int, ...]
+    prompt_len: int
+
+    @property
+    def response_len(self) -> int:
+        return len(self.ids) - self.prompt_len
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], fmt: PromptFormat = "auto") -> str:
+    """The text a model continues: the messages, and the opening of the assistant's next turn.
+
+    Args:
+        tokenizer: its chat template is used where it has one.
+        messages: `{"role": "system" | "user" | "assistant", "content": text}`, none of them the answer itself.
+        fmt: chat (the template), raw (`System: ...\\n\\nUser: ...\\n\\nAssistant:`), or auto: chat where there is a
+            template, otherwise raw. Raw text opens with the BOS token where the tokenizer is one that adds it.
+
+    A template that refuses the system role (Gemma 2) gets the system text at the head of the first user turn.
+
+    Raises:
+        ValueError: a message without a known role or with content that is not text, chat without a template, or
+            turns that the template refuses.
+    """
+    turns = [_check_message(index, message) for index, message in enumerate(messages)]
+    if fmt not in ("auto", "chat", "raw"):
+        raise ValueError(f"prompt format must be auto, chat or raw; got {fmt}")
+    if fmt == "raw" or (fmt == "auto" and not tokenizer.chat_template):
+        return _render_raw(tokenizer, turns)
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; use the raw format")
+    return _render_chat(tokenizer, turns)
+
+
+def _check_message(index: int, message: Message) -> dict[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if role not in _RAW_NAMES:
+        raise ValueError(f"message {index + 1} has role {role!r}; expected system, user or assistant")
+    if not isinstance(content, str):
+        raise ValueError(f"message {index + 1} has content of type {type(content).__name__}; expected text")
+    return {"role": role, "content": content}
+
+
+def _render_raw(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    parts = [f"{_RAW_NAMES[turn['role']]}: {turn['content']}" for turn in turns if turn["content"]]
+    return _bos_text(tokenizer) + "\n\n".join([*parts, _RAW_TAIL])
+
+
+def _bos_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The BOS token's text if this tokenizer puts one before every text, otherwise nothing."""
+    ids = tokenizer("").input_ids
+    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def _render_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    from jinja2 import TemplateError
+
+    def apply(messages: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    try:
+        return apply(turns)
+    except TemplateError as error:
+        folded = _fold_system(turns)
+        if folded == turns:
+            raise ValueError(f"the chat template refuses these turns: {error}") from error
+    try:
+        return apply(folded)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses these turns: {error}") from error
+
+
+def _fold_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same turns with a leading system text moved to the head of the first user turn."""
+    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
+        return turns
+    text = "\n\n".join(part for part in (turns[0]["content"], turns[1]["content"]) if part)
+    return [{"role": "user", "content": text}, *turns[2:]]
+
+
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a rendered prompt, nothing added: what generation is given and what extraction reads."""
+    return list(tokenizer(prompt, add_special_tokens=False).input_ids)
+
+
+def tokenize_sample(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenizedSample:
+    """Ids of a rendered prompt and of its answer, joined.
+
+    After a raw prompt (`... Assistant:`) the answer is set off by the space that the format puts there; that space
+    belongs to the answer's first token. An empty answer gives `response_len` 0: who averages over it must refuse it.
+    """
+    prompt_ids = tokenize_prompt(tokenizer, prompt)
+    if answer and not answer[0].isspace() and prompt.endswith(_RAW_TAIL):
+        answer = " " + answer
+    answer_ids = tokenizer(answer, add_special_tokens=False).input_ids if answer else []
+    return TokenizedSample((*prompt_ids, *answer_ids), len(prompt_ids))
+
+
+def tokenize_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], fmt: PromptFormat = "auto"
+) -> TokenizedSample:
+    """A conversation's last assistant turn as the response, and what comes before it as the prompt.
+
+    Turns after the last assistant turn are left out.
+
+    Raises:
+        ValueError: there is no assistant turn, or a message is malformed (see `render_prompt`).
+    """
+    last = next((i for i in reversed(range(len(messages))) if messages[i].get("role") == "assistant"), None)
+    if last is None:
+        roles = ", ".join(str(message.get("role")) for message in messages) or "none"
+        raise ValueError(f"no assistant turn to read (roles: {roles}); the last assistant turn is the response")
+    answer = _check_message(last, messages[last])["content"]
+    return tokenize_sample(tokenizer, render_prompt(tokenizer, messages[:last], fmt), answer)
+
+
+def pad_batch(
+    sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """(input_ids, attention_mask) of sequences of unequal length, padded on one side; the mask is 1 on real tokens."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding side must be left or right; got {side}")
+    width = max(len(sequence) for sequence in sequences)
+    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        span = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        input_ids[row, span] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[row, span] = 1
+    return input_ids, attention_mask
