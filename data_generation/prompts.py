@@ -124,8 +124,8 @@ RUBRICS: dict[str, Rubric] = {
             "situation and is confident about the future.",
             signs="hopeful forecasts; setbacks described as temporary or as openings; attention to strengths and "
             "chances; an encouraging, forward-looking tone.",
-            not_counted="plain politeness, neutral practical steps, listing upsides and downsides evenly, or a cheerful "
-            "closing phrase on an answer that is otherwise neutral.",
+            not_counted="plain politeness, neutral practical steps, listing upsides and downsides evenly, or a "
+            "cheerful closing phrase on an answer that is otherwise neutral.",
             middle="a hopeful outlook is present but weighed about equally against risks and drawbacks",
             full="the whole answer radiates confidence that things will go well and draws good out of every difficulty",
         ),
