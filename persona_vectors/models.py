@@ -90,7 +90,9 @@ def _adapter_base(folder: Path) -> str:
     """The base model an adapter names; a relative path counts from the working folder, then from the adapter."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"{folder}/adapter_config.json names no base_model_name_or_path; add the model it was trained on")
+        raise ValueError(
+            f"{folder}/adapter_config.json names no base_model_name_or_path; add the model it was trained on"
+        )
     if (folder / base).is_dir() and not Path(base).is_dir():
         base = str((folder / base).resolve())
     source = resolve_model(base)

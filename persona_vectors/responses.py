@@ -122,6 +122,8 @@ def read_responses(path: str | Path, trait: str) -> pd.DataFrame:
         column = pd.to_numeric(table[name], errors="coerce")
         bad = table.index[column.isna() & table[name].notna()]
         if len(bad):
-            raise ValueError(f"{path}, data row {bad[0] + 1}: {name} is {table[name][bad[0]]!r}, expected a number or nothing")
+            raise ValueError(
+                f"{path}, data row {bad[0] + 1}: {name} is {table[name][bad[0]]!r}, expected a number or nothing"
+            )
         table[name] = column
     return table

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from persona_vectors.tokens import pad_batch
+from persona_vectors.blocks import device_of
+from persona_vectors.tokens import pad_batch, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,15 +51,17 @@ class RowSampler(LogitsProcessor):
         step = input_ids.shape[1] - self.width
         scores = scores.float()
         if step == 0:
-            scores = scores.index_fill(-1, torch.tensor(self.end_ids, device=scores.device), float("-inf"))
+            ends = torch.tensor(self.end_ids, dtype=torch.long, device=scores.device)
+            scores = scores.index_fill(-1, ends, float("-inf"))
         if not torch.isfinite(scores.amax(-1)).all():
-            raise ValueError(f"the model's logits are NaN or infinite at answer token {step}; lower --coef, or use float32")
+            raise ValueError(f"logits are NaN or infinite at answer token {step}; lower --coef, or use --dtype float32")
         if self.temperature == 0:
             return scores
         cumulative = (scores / self.temperature).softmax(-1).cumsum(-1)  # (batch, vocab)
-        draw = torch.as_tensor(self.uniforms[:, step], device=scores.device, dtype=scores.dtype)[:, None]
-        token = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-        token = token.clamp(max=scores.shape[-1] - 1)
+        total = cumulative[:, -1:]
+        draw = torch.as_tensor(self.uniforms[:, step], device=scores.device, dtype=scores.dtype)[:, None] * total
+        draw = torch.minimum(draw, torch.nextafter(total, torch.zeros_like(total)))  # strictly inside, after rounding
+        token = torch.searchsorted(cumulative, draw, right=True)  # first token whose cumulative probability exceeds it
         return torch.full_like(scores, float("-inf")).scatter(-1, token, 0.0)
 
 
@@ -90,10 +93,10 @@ def sample_answers(
     """
     if len(streams) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need {len(prompts)} random streams, got {len(streams)}")
-    ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    ids = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, ids)
     answers: list[str | None] = [None] * len(prompts)
-    budget = _TOKENS_PER_BATCH_CUDA if model.device.type == "cuda" else _TOKENS_PER_BATCH_CPU
+    budget = _TOKENS_PER_BATCH_CUDA if device_of(model).type == "cuda" else _TOKENS_PER_BATCH_CPU
     with tqdm(total=len(prompts), desc="sampling", unit="answer", disable=not progress) as bar:
         for rows in _batches([len(row) for row in ids], max_tokens, budget):
             texts = _sample_batch(model, tokenizer, ids, rows, max_tokens, temperature, streams, steer)
@@ -162,10 +165,11 @@ def _generate(
     config = GenerationConfig(
         max_new_tokens=max_tokens, do_sample=False, eos_token_id=ends, pad_token_id=pad_id, use_cache=True
     )
+    device = device_of(model)
     with _no_generation_defaults(model), steer(rows) if steer is not None else nullcontext():
         output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList([sampler]),
         )
@@ -185,12 +189,10 @@ def _no_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's end token and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = {configured} if isinstance(configured, int) else set(configured or [])
-    if tokenizer.eos_token_id is not None:
-        ends.add(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]
-    return sorted(ends)
+    """Every token that ends an answer: those of the tokenizer, the model's config and its generation config."""
+    configs = (model.generation_config, model.config.get_text_config(), tokenizer)
+    found = [getattr(config, "eos_token_id", None) for config in configs]
+    return sorted({end for ends in found if ends is not None for end in ([ends] if isinstance(ends, int) else ends)})
 
 
 def _check_room(model: PreTrainedModel, ids: Sequence[list[int]]) -> None:
