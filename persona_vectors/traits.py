@@ -153,7 +153,7 @@ def load_trait(
         path = Path(name_or_path).expanduser()
         name, judge_path = path.stem, None
         if not path.is_file():
-            raise ValueError(f"trait file {path} does not exist; {_what_exists(name, version, model)}")
+            raise ValueError(f"there is no trait file {path}; {_what_exists(name, version, model)}")
     else:
         name = canonical_name(str(name_or_path))
         path = _find(name, version, model) or _checkout_file(name, version)
@@ -256,6 +256,8 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
@@ -271,18 +273,17 @@ def _read(path: Path, schema: type[Schema]) -> Schema:
 def _describe(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first problem as `field: what is wrong`, unknown keys all named, and how many more there are."""
     problems = error.errors(include_url=False)
-    expected = f"expected an object with {', '.join(schema.model_fields)}"
     extra = [_field(problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
+    field = extra[0] if extra else _field(problems[0]["loc"])
+    expected = f"expected an object with {', '.join((Pair if '.' in field else schema).model_fields)}"
     if extra:
-        return f"unknown key {', '.join(extra)}; {expected}" + (" (pos, neg in a pair)" if "." in extra[0] else "")
-    first = problems[0]
-    field = _field(first["loc"])
-    if first["type"] == "missing":
+        return f"unknown key {', '.join(extra)}; {expected}"
+    if problems[0]["type"] == "missing":
         text = f"{field} is missing; {expected}"
     elif not field:
-        text = f"{expected}, got {type(first['input']).__name__}"
+        text = f"{expected}, got {type(problems[0]['input']).__name__}"
     else:
-        text = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+        text = f"{field}: {problems[0]['msg'].removeprefix('Value error, ')}"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
