@@ -87,13 +87,11 @@ def test_the_models_generation_defaults_stay_out_and_come_back(chat):
         model.generation_config = own
 
 
-def test_the_first_token_is_never_an_end_token_and_later_ones_may_be(chat):
-    model, tokenizer, _ = chat
-    ends = end_token_ids(model, tokenizer)
+def test_the_first_token_is_never_an_end_token_and_later_ones_may_be():
+    ends = [2, 5]
     sampler = RowSampler(np.random.default_rng(0).random((5000, 2)), 1.0, width=4, end_ids=ends)
     first = sampler(torch.zeros(5000, 4, dtype=torch.long), torch.zeros(5000, 64)).argmax(-1)
     later = sampler(torch.zeros(5000, 5, dtype=torch.long), torch.zeros(5000, 64)).argmax(-1)
-    assert len(ends) >= 2
     assert not set(first.tolist()) & set(ends)
     assert set(later.tolist()) >= set(ends)
 
@@ -114,6 +112,16 @@ def test_a_masked_token_is_never_drawn():
     sampler = RowSampler(np.array([[0.0], [1 - 1e-12]]), 1.0, width=1, end_ids=[0, 3])
     drawn = sampler(torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)).argmax(-1)
     assert set(drawn.tolist()) <= {1, 2}
+
+
+def test_end_tokens_come_from_tokenizer_and_configs(chat):
+    model, tokenizer, _ = chat
+    own = model.generation_config
+    model.generation_config = own.__class__(eos_token_id=[7, 9])
+    try:
+        assert end_token_ids(model, tokenizer) == sorted({7, 9, tokenizer.eos_token_id, model.config.eos_token_id})
+    finally:
+        model.generation_config = own
 
 
 def test_steering_gets_the_rows_of_each_batch(chat, monkeypatch):
