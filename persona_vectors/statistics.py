@@ -18,6 +18,8 @@ from torch import Tensor
 
 Array = Any
 """What `numpy.asarray` takes: an array, a CPU tensor, a list."""
+Labels = Sequence[Any] | np.ndarray
+"""A label of each row; rows with equal labels belong together."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Interval:
 
 
 def cluster_bootstrap_mean(
-    values: Sequence[float | None],
-    clusters: Sequence[Any],
+    values: Sequence[float | None] | np.ndarray,
+    clusters: Labels,
     n_boot: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -57,7 +59,8 @@ def cluster_bootstrap_mean(
 
     Percentiles of a bootstrap are too narrow for few clusters k; they are taken further out, at
     `Phi(-sqrt(k / (k - 1)) * t_{k-1})` instead of `(1 - level) / 2` (the expanded percentile interval, Hesterberg 2015,
-    arXiv 1411.5279). Missing values (None, NaN) are dropped and counted. One cluster has no interval: low and high are NaN.
+    arXiv 1411.5279). Missing values (None, NaN) are dropped and counted. One cluster has no interval: low and high are
+    NaN.
 
     Raises:
         ValueError: values and clusters of different lengths, none at all, or a level outside 0..1.
@@ -86,7 +89,7 @@ def cluster_bootstrap_mean(
     return Interval(mean, float(low), float(high), n, k, n_dropped)
 
 
-def group_codes(groups: Sequence[Any]) -> np.ndarray:
+def group_codes(groups: Labels) -> np.ndarray:
     """Group labels as integers 0.., in order of first appearance: (n,)."""
     codes: dict[Any, int] = {}
     return np.array([codes.setdefault(group, len(codes)) for group in groups], dtype=np.int64)
@@ -112,8 +115,8 @@ def _auc_columns(pos: Float[np.ndarray, "n_pos k"], neg: Float[np.ndarray, "n_ne
 def cross_validated_auc(
     pos: Float[Array, "n_pos d"],
     neg: Float[Array, "n_neg d"],
-    groups: Sequence[Any],
-    neg_groups: Sequence[Any] | None = None,
+    groups: Labels,
+    neg_groups: Labels | None = None,
     *,
     n_folds: int = 5,
     seed: int = 0,
@@ -144,8 +147,8 @@ def cross_validated_auc(
 def random_direction_auc(
     pos: Float[Array, "n_pos d"],
     neg: Float[Array, "n_neg d"],
-    groups: Sequence[Any],
-    neg_groups: Sequence[Any] | None = None,
+    groups: Labels,
+    neg_groups: Labels | None = None,
     *,
     n_directions: int = 200,
     n_folds: int = 5,
@@ -167,7 +170,7 @@ def random_direction_auc(
 
 
 def _folds(
-    pos: Array, neg: Array, groups: Sequence[Any], neg_groups: Sequence[Any] | None, n_folds: int, seed: int
+    pos: Array, neg: Array, groups: Labels, neg_groups: Labels | None, n_folds: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(train_pos, train_neg, test_pos, test_neg) of each fold; a question is never on both sides of a fold."""
     pos, neg = _matrix(pos, "pos"), _matrix(neg, "neg")
@@ -227,8 +230,8 @@ class SplitHalf:
 def split_half_cosine(
     pos: Float[Array, "n_pos d"],
     neg: Float[Array, "n_neg d"],
-    groups: Sequence[Any],
-    neg_groups: Sequence[Any] | None = None,
+    groups: Labels,
+    neg_groups: Labels | None = None,
     *,
     n_splits: int = 100,
     seed: int = 0,
@@ -253,7 +256,7 @@ def split_half_cosine(
 
 def permutation_p(
     differences: Float[Array, "n d"] | Float[Array, " n"],
-    groups: Sequence[Any] | None = None,
+    groups: Labels | None = None,
     *,
     n_permutations: int = 2000,
     seed: int = 0,
