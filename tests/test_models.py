@@ -1,0 +1,149 @@
+"""Model names: hub id, folder, adapter, latest checkpoint, merged; a wrong path fails without asking a hub."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from persona_vectors.models import fingerprint, load_config, load_model, looks_local, resolve_dtype, resolve_model
+from tests.tiny_models import tiny_model, word_tokenizer
+
+LORA = LoraConfig(r=2, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+
+
+def save(folder, seed=0):
+    tiny_model("qwen2", seed=seed).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """An adapter of the base whose B is not zero, so that it changes the output."""
+    wrapped = get_peft_model(tiny_model("qwen2"), LORA)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("adapters") / "pos"
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(6, 16)[None]).logits
+
+
+def test_a_folder_loads_as_it_was_saved(base):
+    model, tokenizer = load_model(str(base))
+    assert torch.equal(logits(model), logits(tiny_model("qwen2")))
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None
+    assert model.dtype == torch.float32 and not model.training
+
+
+def test_dtype_is_what_was_asked_for(base):
+    assert load_model(str(base), dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert resolve_dtype("auto", on_cuda=True) == "auto"
+    with pytest.raises(ValueError, match="dtype must be one of .*; got float8"):
+        load_model(str(base), dtype="float8")
+
+
+def test_an_adapter_loads_on_its_base_and_equals_the_merged_model(base, adapter, tmp_path):
+    source = resolve_model(str(adapter))
+    assert (source.base, source.adapter, source.label) == (str(base), adapter, "pos")
+    model, _ = load_model(str(adapter))
+    merged = load_model(str(adapter))[0].merge_and_unload()  # pyright: ignore
+    merged.save_pretrained(tmp_path / "merged")
+    word_tokenizer().save_pretrained(tmp_path / "merged")
+    again, _ = load_model(str(tmp_path / "merged"))
+    assert not torch.allclose(logits(model), logits(tiny_model("qwen2")), atol=1e-3)
+    assert torch.allclose(logits(model), logits(again), atol=1e-4)
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (tmp_path / "lost").mkdir()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (tmp_path / "lost" / "adapter_config.json").write_text(json.dumps(config))
+    save_file(
+        {name.replace("layers.2", "layers.9"): w for name, w in weights.items()},
+        tmp_path / "lost" / "adapter_model.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"8 of 12 tensors matched a module .* first missing .*layers\.9"):
+        load_model(str(tmp_path / "lost"))
+
+
+def test_the_latest_checkpoint_of_a_training_folder(tmp_path):
+    for step in (9, 100, 20):
+        save(tmp_path / "run" / f"checkpoint-{step}", seed=step)
+    (tmp_path / "run" / "checkpoint-500").mkdir()  # not finished: holds no model
+    assert resolve_model(str(tmp_path / "run")).base == str(tmp_path / "run" / "checkpoint-100")
+    assert resolve_model(str(tmp_path / "run")).label == "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", False),
+        ("gpt2", False),
+        ("./nope", True),
+        ("/nope/x", True),
+        ("a/b/c", True),
+        ("~/x", True),
+    ],
+)
+def test_what_looks_local(name, local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert looks_local(name) is local
+    (tmp_path / "Qwen").mkdir()
+    assert looks_local("Qwen/Qwen2.5-7B-Instruct")  # its parent is a folder here
+
+
+@pytest.mark.parametrize("name", ["./no/such/model", "/no/such/model", "models_here/none"])
+def test_a_path_that_does_not_exist_fails_without_a_hub(name, tmp_path, monkeypatch):
+    import transformers
+
+    def reached(*_args, **_kwargs):
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models_here").mkdir()
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", reached)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", reached)
+    with pytest.raises(ValueError, match=f"model folder {name} does not exist"):
+        load_model(name)
+
+
+def test_folders_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="holds no model: expected config.json, adapter_config.json or checkpoint-N"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "x.bin").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        resolve_model(str(tmp_path / "x.bin"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+        resolve_model(str(tmp_path))
+
+
+def test_config_is_read_without_weights(base):
+    config = load_config(str(base))
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 32)
+
+
+def test_fingerprint_follows_the_weights(base, adapter, tmp_path):
+    before = fingerprint(str(base))
+    assert before == fingerprint(str(base)) != fingerprint(str(adapter))
+    assert fingerprint(str(save(tmp_path / "same"))) == before
+    assert fingerprint(str(save(tmp_path / "other", seed=1))) != before
