@@ -74,12 +74,13 @@ def check_output_path(path: str | Path, suffixes: Iterable[str] = ()) -> Path:
     target = Path(path)
     if not str(path).strip() or target.is_dir() or str(path).endswith(("/", os.sep)):
         raise ValueError(f"output path {str(path)!r} is a folder; give a file's path")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"output path {path} is a device, not a file, and would be replaced; give a file's path")
     ancestor = next(parent for parent in target.absolute().parents if parent.exists())
     if not ancestor.is_dir():
         raise ValueError(f"output path {path} lies under {ancestor}, which is a file")
-    if allowed := tuple(suffixes):
-        if target.suffix not in allowed:
-            raise ValueError(f"output path {path} must end in {' or '.join(allowed)}")
+    if (allowed := tuple(suffixes)) and target.suffix not in allowed:
+        raise ValueError(f"output path {path} must end in {' or '.join(allowed)}")
     return target
 
 
