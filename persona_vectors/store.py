@@ -140,9 +140,7 @@ class Store:
                 raise ValueError(f"store {self.path} is damaged or no sqlite file ({error}); {advice}") from error
             if code == "SQLITE_FULL":
                 raise OSError(f"store {self.path}: the disk is full; what was stored before is kept") from error
-            raise OSError(
-                f"store {self.path}: {error}; check its folder or set PERSONA_STORE to another file"
-            ) from error
+            raise OSError(f"store {self.path}: {error}; check its folder or set PERSONA_STORE") from error
 
 
 def _encode(key: str, value: Any) -> str:
