@@ -203,7 +203,7 @@ class SteeringHandle:
         mask = self._masks.get(step.positions)
         if mask is None or mask.shape != hidden.shape[:-1]:
             raise RuntimeError(
-                f"block {step.block_idx} ran on {tuple(hidden.shape[:-1])} tokens that its decoder did not announce, so "
+                f"block {step.block_idx} ran on {tuple(hidden.shape[:-1])} tokens its decoder did not announce, so "
                 "their positions are unknown; call the whole model, and backward before the next forward pass"
             )
         return mask

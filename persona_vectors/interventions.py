@@ -27,7 +27,7 @@ def add(
     hidden: Float[Tensor, "*tokens d_model"],
     vector: Float[Tensor, "*batch d_model"],
     coef: PerRow,
-    mask: Bool[Tensor, batch * seq] | None = None,
+    mask: Bool[Tensor, "*tokens"] | None = None,
 ) -> Float[Tensor, "*tokens d_model"]:
     """h + coef·v: with a vector that points from neg to pos, coef > 0 moves towards the trait (arXiv 2507.21509).
 
@@ -42,7 +42,7 @@ def add(
 def ablate(
     hidden: Float[Tensor, "*tokens d_model"],
     vector: Float[Tensor, "*batch d_model"],
-    mask: Bool[Tensor, batch * seq] | None = None,
+    mask: Bool[Tensor, "*tokens"] | None = None,
     coef: PerRow = 1.0,
 ) -> Float[Tensor, "*tokens d_model"]:
     """h - coef·(h·v̂)v̂ with v̂ = v/|v|: coef 1 removes the component along v, whatever the sign or length of v.
@@ -62,7 +62,7 @@ def cap(
     vector: Float[Tensor, "*batch d_model"],
     floor: PerRow | None = None,
     ceiling: PerRow | None = None,
-    mask: Bool[Tensor, batch * seq] | None = None,
+    mask: Bool[Tensor, "*tokens"] | None = None,
     coef: PerRow = 1.0,
 ) -> Float[Tensor, "*tokens d_model"]:
     """h + coef·(clamp(h·v̂, floor, ceiling) - h·v̂)v̂ with v̂ = v/|v|: keeps the component along v within bounds.
@@ -161,8 +161,8 @@ def seen_prompt_lens(index: Int[Tensor, "batch seq"], past: Past, *, padding_kno
 
 
 def position_mask(
-    positions: str, index: Int[Tensor, batch * seq], prompt_lens: Int[Tensor, batch * seq]
-) -> Bool[Tensor, batch * seq]:
+    positions: str, index: Int[Tensor, "*tokens"], prompt_lens: Int[Tensor, "*rows"]
+) -> Bool[Tensor, "*tokens"]:
     """True at the tokens that `positions` names.
 
     - all: every real token;
