@@ -1,0 +1,257 @@
+"""All CUDA checks and timings in one command, on random models of real shapes, within 8 minutes on one large card.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --shape tiny --device cpu   # where there is no GPU: runs the code, times nothing real
+
+Checks: steering adds exactly coef * vector at the target layer and nothing below it; the extraction engine equals the
+published one-sample loop. Timings: extraction and sampling in tokens per second, against the published loop in the same
+file, as medians of interleaved ratios; the model's arithmetic rate beside the card's own matrix rate.
+Nothing here needs weights or a network. The figures go into benchmarks/RESULTS.md by hand, with machine and commit.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from activation_steer import ActivationSteerer
+from persona_vectors import cli
+from persona_vectors.activations import mean_activations
+from persona_vectors.blocks import block_index, read_blocks
+from persona_vectors.files import provenance
+from persona_vectors.tokens import TokenizedSample, pad_batch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's shape and the work that suits it."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocab: int
+    samples: int
+    prompt_tokens: int
+    answer_tokens: int
+    sampled_rows: int
+    sampled_tokens: int
+
+
+SHAPES = {
+    "7b": Shape(3584, 28, 28, 4, 18944, 152064, 128, 120, 280, 96, 128),
+    "tiny": Shape(64, 4, 4, 2, 128, 512, 16, 12, 28, 8, 8),
+}
+REPEATS = 3
+
+
+def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 0) -> None:
+    """Run every check and timing, and print one JSON report.
+
+    Args:
+        shape: 7b, or tiny for machines without a GPU.
+        device: cuda, cuda:1, or cpu.
+        seed: of the random weights, prompts and directions.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("no CUDA device here; use --shape tiny --device cpu to run the checks alone")
+    spec = SHAPES[shape]
+    torch.manual_seed(seed)
+    model = build_model(spec, device)
+    samples = random_samples(spec, seed)
+    report: dict[str, Any] = {
+        "shape": shape,
+        **asdict(spec),
+        "device": device,
+        "dtype": str(model.dtype),
+        **provenance(),
+    }
+    if device.startswith("cuda"):
+        report["card"] = torch.cuda.get_device_name(device)
+        report["matrix_tflops"] = matrix_rate(device)
+    report["checks"] = {**check_steering(model, spec, samples), **check_extraction(model, samples)}
+    report["extraction"] = time_extraction(model, samples)
+    report["sampling"] = time_sampling(model, spec, samples)
+    if device.startswith("cuda"):
+        report["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    print(json.dumps(report, indent=2))
+    failed = [name for name, check in report["checks"].items() if not check["ok"]]
+    if failed:
+        raise ValueError(f"failed checks: {', '.join(failed)}")
+
+
+def build_model(spec: Shape, device: str) -> Qwen2ForCausalLM:
+    """A random Qwen2 of the shape, its weights drawn on the device; bf16 on CUDA, float32 on a CPU."""
+    config = Qwen2Config(
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        intermediate_size=spec.feed_forward,
+        vocab_size=spec.vocab,
+        max_position_embeddings=4096,
+    )
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config).to(dtype)
+    return model.eval()
+
+
+def random_samples(spec: Shape, seed: int) -> list[TokenizedSample]:
+    """Samples of varied lengths about the shape's: an answer has between a half and one and a half of its tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(mean: int) -> list[int]:
+        length = int(torch.randint(mean // 2, mean * 3 // 2, (1,), generator=generator))
+        return torch.randint(10, spec.vocab - 10, (length,), generator=generator).tolist()
+
+    pairs = [(draw(spec.prompt_tokens), draw(spec.answer_tokens)) for _ in range(spec.samples)]
+    return [TokenizedSample((*prompt, *answer), len(prompt)) for prompt, answer in pairs]
+
+
+def check_steering(model: Any, spec: Shape, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
+    """Below the target every block is bit-equal; at it the change is coef * vector, in the hidden state's own dtype."""
+    layer, coef = spec.layers // 2, 4.0
+    vector = torch.nn.functional.normalize(torch.randn(spec.hidden), dim=0)
+    ids, mask = (x.to(model.device) for x in pad_batch([s.ids for s in samples[:4]], 0, "left"))
+
+    def hidden_states(coeff: float | None) -> dict[int, Tensor]:
+        steerer: AbstractContextManager = nullcontext()
+        if coeff is not None:
+            steerer = ActivationSteerer(model, vector, coeff=coeff, layer_idx=block_index(layer), positions="all")
+        with torch.inference_mode(), steerer, read_blocks(model, [layer - 1, layer]) as seen:
+            model(input_ids=ids, attention_mask=mask)
+            return {key: value.clone() for key, value in seen.items()}
+
+    plain, off, steered = hidden_states(None), hidden_states(0.0), hidden_states(coef)
+    real = mask.bool()
+    expected = plain[layer] + (coef * vector).to(model.device, model.dtype)
+    return {
+        "coef_0_bit_identical": {"ok": torch.equal(plain[layer], off[layer])},
+        "earlier_block_bit_equal": {"ok": torch.equal(plain[layer - 1], steered[layer - 1])},
+        "target_is_plus_coef_v": {"ok": torch.equal(expected[real], steered[layer][real])},
+    }
+
+
+def published_loop(model: Any, samples: list[TokenizedSample]) -> Tensor:
+    """The published extraction: one sample a forward pass, all hidden states kept, then averaged."""
+    rows = []
+    for sample in samples:
+        ids = torch.tensor([sample.ids], device=model.device)
+        with torch.inference_mode():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        rows.append(torch.stack([state[0, sample.prompt_len :].float().mean(0).cpu() for state in states[:-1]]))
+    return torch.stack(rows)
+
+
+def check_extraction(model: Any, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
+    """Worst cosine of the engine's response means with the published loop's, over samples and layers."""
+    some = samples[:16]
+    layers = list(range(model.config.num_hidden_layers))
+    ours = mean_activations(model, some, layers, ["response_avg"])["response_avg"]
+    worst = float(torch.nn.functional.cosine_similarity(ours, published_loop(model, some), dim=-1).min())
+    bound = 0.99999 if model.dtype == torch.float32 else 0.999
+    return {"extraction_equals_published_loop": {"ok": worst > bound, "worst_cosine": worst, "bound": bound}}
+
+
+def time_extraction(model: Any, samples: list[TokenizedSample]) -> dict[str, Any]:
+    """The engine against the published loop, all layers, and with the pass ended at mid depth."""
+    middle = model.config.num_hidden_layers // 2
+    times = interleaved(
+        {
+            "published": lambda: published_loop(model, samples),
+            "engine": lambda: mean_activations(model, samples, None, ["response_avg"]),
+            "engine_mid_depth": lambda: mean_activations(model, samples, [middle], ["response_avg"]),
+        }
+    )
+    tokens = sum(len(sample.ids) for sample in samples)
+    parameters = sum(p.numel() for p in model.model.layers.parameters())
+    seconds = statistics.median(times["engine"])
+    return {
+        "tokens": tokens,
+        "engine_tokens_per_s": tokens / seconds,
+        "engine_tflops": 2 * parameters * tokens / seconds / 1e12,
+        "ratio_to_published": median_ratio(times["published"], times["engine"]),
+        "ratio_to_published_mid_depth": median_ratio(times["published"], times["engine_mid_depth"]),
+    }
+
+
+def time_sampling(model: Any, spec: Shape, samples: list[TokenizedSample]) -> dict[str, Any]:
+    """Greedy generation with and without a steering hook, at a large batch and at the published batch of 20."""
+    vector = torch.randn(spec.hidden) / spec.hidden**0.5
+    prompts = [list(s.ids[: s.prompt_len]) for s in samples][: spec.sampled_rows]
+
+    def generate(batch: int, coef: float) -> None:
+        steerer = ActivationSteerer(model, vector, coeff=coef, layer_idx=spec.layers // 2, positions="response")
+        for start in range(0, len(prompts), batch):
+            ids, mask = (x.to(model.device) for x in pad_batch(prompts[start : start + batch], 0, "left"))
+            options = {"max_new_tokens": spec.sampled_tokens, "min_new_tokens": spec.sampled_tokens, "do_sample": False}
+            if coef:
+                with steerer:
+                    model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **options)
+            else:
+                model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **options)
+
+    times = interleaved(
+        {
+            "plain": lambda: generate(len(prompts), 0.0),
+            "steered": lambda: generate(len(prompts), 1.0),
+            "steered_batch_20": lambda: generate(20, 1.0),
+        }
+    )
+    tokens = len(prompts) * spec.sampled_tokens
+    return {
+        "tokens": tokens,
+        "steered_tokens_per_s": tokens / statistics.median(times["steered"]),
+        "steered_over_plain_time": median_ratio(times["steered"], times["plain"]),
+        "ratio_to_batch_20": median_ratio(times["steered_batch_20"], times["steered"]),
+    }
+
+
+def interleaved(jobs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each job, run in turn REPEATS times after one warm-up round, so that drift meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for repeat in range(REPEATS + 1):
+        for name, job in jobs.items():
+            synchronize()
+            start = time.perf_counter()
+            job()
+            synchronize()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def matrix_rate(device: str, size: int = 8192, repeats: int = 20) -> float:
+    """TFLOP/s of a square bf16 matrix product: what the card can do at best."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    a @ a
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ a
+    synchronize()
+    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e12
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    cli.run(main)
