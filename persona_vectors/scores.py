@@ -7,12 +7,14 @@ API returned or the exact probabilities that `label_probabilities` computes for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EVAL_TYPES = ("0_100", "0_10", "binary", "binary_text")
 MIN_MASS = 0.25
@@ -89,22 +91,21 @@ class AnswerTree:
         return max(len(path) for path in self.children)
 
 
-def answer_tree(spellings: Mapping[str, Iterable[Path]]) -> AnswerTree:
-    """The tree of the labels' token paths (a label may be spelled in several ways).
+def answer_tree(paths: Mapping[str, Path]) -> AnswerTree:
+    """The tree of the labels' token paths.
 
     Raises:
         ValueError: a label without tokens, or two labels with the same tokens (a tokenizer that cannot write them).
     """
     labels: dict[Path, str] = {}
     children: dict[Path, set[int]] = {}
-    for label, paths in spellings.items():
-        for path in paths:
-            if not path or labels.get(path, label) != label:
-                other = f"the same tokens as {labels[path]}" if path else "no tokens"
-                raise ValueError(f"the judge's tokenizer gives {label} {other}; use a judge that can write numbers")
-            labels[path] = label
-            for end in range(len(path)):
-                children.setdefault(path[:end], set()).add(path[end])
+    for label, path in paths.items():
+        if not path or path in labels:
+            other = f"the same tokens as {labels[path]}" if path else "no tokens"
+            raise ValueError(f"the judge's tokenizer gives {label} {other}; use a judge that can write its answers")
+        labels[path] = label
+        for end in range(len(path)):
+            children.setdefault(path[:end], set()).add(path[end])
     ordered = sorted(children, key=lambda path: (len(path), path))
     return AnswerTree(labels, {path: tuple(sorted(children[path])) for path in ordered})
 
@@ -116,21 +117,19 @@ def label_probabilities(
 
     An answer ends at a path if the next token does not go on to another label: P(end | path) = 1 - sum_c P(c | path)
     over the path's children c. So "8" keeps what "80".."89" do not take, and nothing is counted twice.
-    A label with several spellings gets their sum.
 
     Args:
         conditionals: path -> P(child | path), children in the tree's order. A path that is missing is taken to end
             where it is (its further labels get nothing).
     """
-    reach: dict[Path, Tensor] = {(): torch.ones(len(conditionals[()]), dtype=torch.float64)}
+    first = conditionals[()].double()
+    reach: dict[Path, Tensor] = {(): first.new_ones(len(first))}
     stays: dict[Path, Tensor] = {}
     for path, tokens in tree.children.items():
         if path not in reach or path not in conditionals:
             continue
-        taken = reach[path][:, None] * conditionals[path].to("cpu", torch.float64)  # (batch, children)
+        taken = reach[path][:, None] * conditionals[path].double()  # (batch, children)
         reach.update({(*path, token): taken[:, k] for k, token in enumerate(tokens)})
         stays[path] = (reach[path] - taken.sum(1)).clamp(min=0)
-    masses = {label: torch.zeros_like(reach[()]) for label in tree.labels.values()}
-    for path, label in tree.labels.items():
-        masses[label] = masses[label] + stays.get(path, reach.get(path, torch.zeros_like(reach[()])))
-    return masses
+    nothing = first.new_zeros(len(first))
+    return {label: stays.get(path, reach.get(path, nothing)) for path, label in tree.labels.items()}
