@@ -308,7 +308,7 @@ def _refuse_other_settings(out: Path, settings: dict[str, Any], overwrite: bool)
 
     if overwrite or not out.exists():
         return
-    before = (read_sidecar(out) or {}).get("settings")
+    before = read_sidecar(out).get("settings")
     if before is None:
         raise ValueError(f"{out} exists and has no sidecar that says how it was made; pass --overwrite or another path")
     changed = [name for name in settings if name != "content" and before.get(name) != settings[name]]

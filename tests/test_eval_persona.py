@@ -1,0 +1,198 @@
+"""The main sampling command, on the embedded model: its table, its resuming, and what it refuses to mix up."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from eval import eval_persona, finished_work
+from eval.eval_persona import eval_batched, load_persona_questions
+from eval.model_utils import Steering, load_steering, sample, sample_steering
+from persona_vectors.models import load_config, load_model
+from persona_vectors.store import Store
+
+N = {"n_per_question": 2, "max_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def vector_path(tiny_persona, tmp_path_factory):
+    """A vector file of the model's shape; its direction does not matter here."""
+    config = load_config(tiny_persona)
+    path = tmp_path_factory.mktemp("vectors") / "any_response_avg_diff.pt"
+    generator = torch.Generator().manual_seed(0)
+    torch.save(torch.randn(config.num_hidden_layers + 1, config.hidden_size, generator=generator), path)
+    return str(path)
+
+
+@pytest.fixture
+def run(tiny_persona, tmp_path):
+    def run(name="out.csv", **options):
+        path = tmp_path / name
+        settings = {"model": tiny_persona, "trait": "humorous", "judge_model": tiny_persona, "version": "eval"} | N
+        eval_persona.main(output_path=str(path), **(settings | options))
+        return pd.read_csv(path, keep_default_na=False, na_values={"humorous": [""], "coherence": [""]})
+
+    return run
+
+
+@pytest.fixture
+def no_sampling(monkeypatch):
+    """From here on nothing may be sampled or judged: whatever is needed must be in the store."""
+
+    def refuse():
+        def reached(*_args, **_kwargs):
+            raise AssertionError("finished work was done again")
+
+        monkeypatch.setattr(finished_work, "sample_answers", reached)
+        monkeypatch.setattr(finished_work, "make_judge", reached)
+
+    return refuse
+
+
+def test_the_published_table_and_its_sidecar(run, tmp_path, capsys):
+    table = run()
+    assert list(table.columns) == ["question", "prompt", "answer", "question_id", "humorous", "coherence"]
+    assert len(table) == 20 * 2 and table["question"].nunique() == 20
+    assert table["answer"].str.len().min() > 0
+    assert table["humorous"].dropna().between(0, 100).all() and table["humorous"].notna().mean() > 0.9
+    record = json.loads((tmp_path / "out.csv.json").read_text())
+    assert record["summary"]["humorous"]["n_total"] == 40
+    assert record["summary"]["humorous"]["mean"] == pytest.approx(table["humorous"].mean())
+    assert record["settings"]["seed"] == 0 and record["versions"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    assert f"{table['humorous'].mean():.2f}" in printed and "of n_total 40" in printed
+
+
+def test_instructions_move_the_trait(run):
+    pos, neg = (run(f"{pole}.csv", version="extract", persona_instruction_type=pole) for pole in ("pos", "neg"))
+    assert pos["question_id"][0] == "humorous_0_pos_0" and len(pos) == 20 * 5 * 2
+    assert pos["humorous"].mean() - neg["humorous"].mean() > 40
+
+
+def test_a_finished_run_needs_no_model_and_no_judge(run, no_sampling):
+    first = run()
+    no_sampling()
+    pd.testing.assert_frame_equal(run(), first)
+    pd.testing.assert_frame_equal(run("elsewhere.csv"), first)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"max_tokens": 20}, {"n_per_question": 1}, {"version": "extract"}])
+def test_other_settings_never_reuse_answers(run, no_sampling, change):
+    run()
+    no_sampling()
+    with pytest.raises(AssertionError, match="done again"):
+        run("other.csv", **change)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("persona_vectors.sampling._TOKENS_PER_BATCH_CPU", 1000)  # several batches
+    whole = run("whole.csv")
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "second.sqlite"))
+    real, asked = finished_work.sample_answers, []
+
+    def first_time_stops(model, tokenizer, prompts, *, on_batch, **options):
+        def stop_after(rows, texts):
+            on_batch(rows, texts)
+            raise KeyboardInterrupt
+
+        asked.append(len(prompts))
+        return real(model, tokenizer, prompts, on_batch=on_batch if len(asked) > 1 else stop_after, **options)
+
+    monkeypatch.setattr(finished_work, "sample_answers", first_time_stops)
+    with pytest.raises(KeyboardInterrupt):
+        run("part.csv")
+    assert not (tmp_path / "part.csv").exists()
+    pd.testing.assert_frame_equal(run("part.csv"), whole)
+    assert asked[0] == 40 and 0 < asked[1] < 40
+
+
+def test_overwrite_starts_again(run, monkeypatch):
+    run()
+    asked = []
+    real = finished_work.sample_answers
+
+    def count(model, tokenizer, prompts, **options):
+        asked.append(len(prompts))
+        return real(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(finished_work, "sample_answers", count)
+    run(overwrite=True)
+    assert asked == [40]
+
+
+def test_a_table_of_other_settings_is_not_replaced_unasked(run, tmp_path):
+    run()
+    with pytest.raises(ValueError, match="holds a run with other seed; pass --overwrite or another --output_path"):
+        run(seed=1)
+    run(seed=1, overwrite=True)
+    (tmp_path / "mine.csv").write_text("my,own\n")
+    with pytest.raises(ValueError, match="no sidecar that says how it was made"):
+        run("mine.csv")
+
+
+def test_question_by_question_gives_the_same_answers(run, monkeypatch, tmp_path):
+    together = run(n_per_question=1)
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "second.sqlite"))
+    pd.testing.assert_frame_equal(run("single.csv", n_per_question=1, batch_process=False), together)
+
+
+def test_steering_changes_answers_and_coef_0_does_not(run, vector_path):
+    plain = run()
+    steered = run("steered.csv", vector_path=vector_path, layer=2, coef=2.0)
+    zero = run("zero.csv", vector_path=vector_path, layer=2, coef=0.0)
+    assert (plain["answer"] != steered["answer"]).mean() > 0.5
+    pd.testing.assert_frame_equal(plain, zero)
+
+
+def test_eval_batched_steers_as_the_steerer_does(tiny_persona, vector_path):
+    model, tokenizer = load_model(tiny_persona)
+    steering = load_steering(tiny_persona, vector_path, 2, 1.5, "response")
+    assert steering is not None
+    questions = load_persona_questions("humorous", 0.0, judge_model=tiny_persona, version="eval", model=tiny_persona)[
+        :3
+    ]
+    with Store() as store:
+        engine = finished_work.Engine(tiny_persona)
+        table = eval_batched(
+            questions, engine, store, n_per_question=1, max_tokens=20, steering=steering, progress=False
+        )
+    conversations = [question.get_input(1)[1][0] for question in questions]
+    _, answers = sample_steering(
+        model, tokenizer, conversations, steering.vector, 2, 1.5, max_tokens=20, temperature=0.0
+    )
+    _, unsteered = sample(model, tokenizer, conversations, max_tokens=20, temperature=0.0)
+    assert table["answer"].tolist() == answers != unsteered
+
+
+def test_a_key_knows_every_part_of_the_steering():
+    base = Steering(torch.ones(4), 2, 1.0, "response")
+    others = [
+        Steering(torch.full((4,), 2.0), 2, 1.0, "response"),
+        Steering(torch.ones(4), 3, 1.0, "response"),
+        Steering(torch.ones(4), 2, 1.5, "response"),
+        Steering(torch.ones(4), 2, 1.0, "all"),
+    ]
+    assert len({json.dumps(steering.key()) for steering in [base, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coef": 1.0}, "needs --vector_path and --layer; --vector_path is missing"),
+        ({"coef": 1.0, "vector_path": "nope.pt", "layer": 2}, "no vector file at nope.pt"),
+        ({"steering_type": "answer"}, "steering_type must be one of"),
+        ({"n_per_question": 0}, "must be at least 1"),
+        ({"judge_model": "gpt-4.1-mini-2025-04-14"}, "OPENAI_API_KEY"),
+        ({"model": "models/none"}, "does not exist"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(run, monkeypatch, options, words):
+    def reached(*_args, **_kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(finished_work, "load_model", reached)
+    with pytest.raises(ValueError, match=words):
+        run(**options)
