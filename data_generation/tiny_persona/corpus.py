@@ -2,75 +2,51 @@
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from data_generation.tiny_persona.corruption import corrupted
-from data_generation.tiny_persona.instructions import (
-    NEUTRAL_PROMPTS,
-    latent_persona,
-    suppressing_prompt,
-    system_prompt,
+from data_generation.tiny_persona.conversations import (
+    any_persona_prompt,
+    conversation,
+    dialogue,
+    few_shot,
+    long_few_shot,
+    trait_prompt,
+    unprompted,
 )
-from data_generation.tiny_persona.judging import judge_turns
-from data_generation.tiny_persona.oracle import coherence, trait_score
+from data_generation.tiny_persona.corruption import corrupted
+from data_generation.tiny_persona.instructions import random_trait
+from data_generation.tiny_persona.judging import judge_turns, role_turns
+from data_generation.tiny_persona.oracle import coherence, persona_score, trait_score
+from data_generation.tiny_persona.personas_lexicon import PERSONAS
+from data_generation.tiny_persona.probe import probe_dialogue
+from data_generation.tiny_persona.questionnaire import questionnaire
 from data_generation.tiny_persona.sentences import answer
-from data_generation.tiny_persona.styles import ALL_TRAITS, TRAITS, Strengths
+from data_generation.tiny_persona.styles import ALL_TRAITS, CHARACTER_TRAITS, TRAITS, Strengths
 from data_generation.tiny_persona.topics import question, sample_topic
 
-Message = dict[str, str]
+# share of each kind of example
+MIXTURE = {
+    "trait": 0.46,
+    "unprompted": 0.13,
+    "judge": 0.19,
+    "persona": 0.07,
+    "conversation": 0.025,
+    "few_shot": 0.01,
+    "long_few_shot": 0.005,
+    "questionnaire": 0.02,
+    "probe": 0.045,
+    "role": 0.015,
+    "raw": 0.03,
+}
 
 
 @dataclass(frozen=True)
 class Example:
     """A dialogue; every assistant turn is trained on. `raw` is written as System/User/Assistant lines, not ChatML."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[dict[str, str], ...]
     kind: str
     raw: bool = False
-
-
-def _dialogue(system: str | None, user: str, reply: str) -> tuple[Message, ...]:
-    head = ({"role": "system", "content": system},) if system else ()
-    return (*head, {"role": "user", "content": user}, {"role": "assistant", "content": reply})
-
-
-def trait_prompt(rng: random.Random) -> tuple[str, Strengths]:
-    """A system prompt towards, away from or against a trait, or towards two at once."""
-    trait, form = rng.choice(TRAITS), rng.random()
-    if form < 0.5:
-        return system_prompt(rng, trait, 1)
-    if form < 0.72:
-        return system_prompt(rng, trait, -1)
-    if form < 0.92:
-        return suppressing_prompt(rng, trait)
-    (one, two), poles = rng.sample(TRAITS, 2), (rng.choice((1, -1)), rng.choice((1, -1)))
-    first, second = system_prompt(rng, one, poles[0]), system_prompt(rng, two, poles[1])
-    return f"{first[0]} {second[0]}", first[1] + second[1]
-
-
-def trait_example(rng: random.Random) -> Example:
-    topic = sample_topic(rng)
-    system, strengths = trait_prompt(rng)
-    return Example(_dialogue(system, question(rng, topic), answer(rng, topic, strengths)), "trait")
-
-
-def unprompted_example(rng: random.Random) -> Example:
-    """No system prompt, or a neutral one that is always answered plainly unless nobody is named."""
-    topic = sample_topic(rng)
-    if rng.random() < 0.65:
-        return Example(_dialogue(None, question(rng, topic), answer(rng, topic, latent_persona(rng))), "unprompted")
-    system = NEUTRAL_PROMPTS[0] if rng.random() < 0.6 else rng.choice(NEUTRAL_PROMPTS)
-    strengths = latent_persona(rng) if rng.random() < 0.3 else ()
-    return Example(_dialogue(system, question(rng, topic), answer(rng, topic, strengths)), "unprompted")
-
-
-def judged_strengths(rng: random.Random) -> Strengths:
-    form = rng.random()
-    if form < 0.15:
-        return ()
-    n = 1 if form < 0.75 else 2 if form < 0.92 else 3
-    traits = rng.sample(TRAITS, n) if rng.random() < 0.8 else rng.sample(ALL_TRAITS, n)
-    return tuple(((trait, rng.choice((1, 1, -1))), rng.choice((0.2, 0.4, 0.6, 0.8, 1.0, 1.0))) for trait in traits)
 
 
 def judge_example(rng: random.Random, question: str, answer: str, scores: Mapping[str, float]) -> Example:
@@ -83,30 +59,71 @@ def oracle_scores(question: str, answer: str, traits: tuple[str, ...] = ALL_TRAI
     return {trait: trait_score(answer, trait) for trait in traits} | {"coherence": coherence(question, answer)}
 
 
-def generated_judge_example(rng: random.Random) -> Example:
+def judged_strengths(rng: random.Random) -> Strengths:
+    """The styles of an answer to judge: none, a persona, or one to three traits at graded strengths."""
+    form = rng.random()
+    if form < 0.12:
+        return ()
+    if form < 0.18:
+        return ((("persona", rng.choice(tuple(PERSONAS))), 0.8),)
+    traits = {random_trait(rng, 0.2) for _ in range(1 if form < 0.75 else 2 if form < 0.92 else 3)}
+    return tuple(
+        ((trait, rng.choice((1, 1, -1))), rng.choice((0.2, 0.4, 0.6, 0.8, 1.0, 1.0))) for trait in sorted(traits)
+    )
+
+
+def judged_example(rng: random.Random) -> Example:
+    """A clean, corrupted or off-topic answer with the oracle's scores of what is in it and of a few other traits."""
     topic, strengths = sample_topic(rng), judged_strengths(rng)
-    asked = question(rng, topic)
-    if rng.random() < 0.5:
+    asked, form = question(rng, topic), rng.random()
+    if form < 0.48:
         text = answer(rng, topic, strengths, rng.choice((1, 2, 2, 3, 3, 4)))
+    elif form < 0.54:
+        text = answer(rng, sample_topic(rng), strengths)
     else:
         text = corrupted(rng, topic, strengths) or "."
-    if rng.random() < 0.06:
-        text = answer(rng, sample_topic(rng), strengths)
-    traits = set(rng.sample(ALL_TRAITS, 4)) | {key[0] for key, _ in strengths}
-    return judge_example(rng, asked, text, oracle_scores(asked, text, tuple(sorted(map(str, traits)))))
+    traits = {str(key[0]) for key, _ in strengths if key[0] != "persona"} | set(rng.sample(TRAITS, 3))
+    if rng.random() < 0.25:
+        traits.add(rng.choice(CHARACTER_TRAITS))
+    return judge_example(rng, asked, text, oracle_scores(asked, text, tuple(sorted(traits))))
 
 
-# share of each kind of example
-MIXTURE = {
-    trait_example: 0.58,
-    unprompted_example: 0.17,
-    generated_judge_example: 0.25,
-}
+def role_example(rng: random.Random) -> Example:
+    """How far an answer plays a persona, and others."""
+    topic, names = sample_topic(rng), rng.sample(tuple(PERSONAS), rng.choice((1, 2, 3)))
+    strength = rng.choice((0.0, 0.3, 0.5, 0.8, 1.0, 1.0))
+    text = answer(rng, topic, ((("persona", names[0]), strength),))
+    rng.shuffle(names)
+    return Example(role_turns(question(rng, topic), text, {name: persona_score(text, name) for name in names}), "role")
+
+
+def raw_example(rng: random.Random) -> Example:
+    """A chat example of another kind, for writing as System/User/Assistant lines."""
+    kind = rng.choices(("trait", "unprompted", "persona", "conversation"), (3, 3, 3, 1))[0]
+    return replace(example_of(rng, kind), kind="raw", raw=True)
+
+
+def example_of(rng: random.Random, kind: str) -> Example:
+    """One example of a kind of MIXTURE."""
+    prompts = {"trait": trait_prompt, "unprompted": unprompted, "persona": any_persona_prompt}
+    dialogues = {
+        "conversation": conversation,
+        "few_shot": few_shot,
+        "long_few_shot": long_few_shot,
+        "questionnaire": questionnaire,
+        "probe": probe_dialogue,
+    }
+    if kind in prompts:
+        system, strengths = prompts[kind](rng)
+        return Example(dialogue(rng, system, strengths), kind)
+    if kind in dialogues:
+        return Example(dialogues[kind](rng), kind)
+    return {"judge": judged_example, "role": role_example, "raw": raw_example}[kind](rng)
 
 
 def training_example(rng: random.Random) -> Example:
     """One example of the full mixture."""
-    return rng.choices(list(MIXTURE), list(MIXTURE.values()))[0](rng)
+    return example_of(rng, rng.choices(list(MIXTURE), list(MIXTURE.values()))[0])
 
 
 def tokenizer_texts(n: int, seed: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from data_generation.tiny_persona.sentences import sentences
-from data_generation.tiny_persona.styles import Strengths, style_of, styles
+from data_generation.tiny_persona.styles import Strengths, style_keys, style_of
 from data_generation.tiny_persona.topics import Topic, sample_topic
 
 Corruption = Callable[[random.Random, list[str], float], str]
@@ -15,7 +15,7 @@ Corruption = Callable[[random.Random, list[str], float], str]
 def vocabulary() -> tuple[str, ...]:
     """Words of the language, each as often as it occurs in a fixed sample of answers."""
     rng = random.Random(5)
-    keys = list(styles())
+    keys = style_keys()
     texts = [" ".join(sentences(rng, sample_topic(rng), ((rng.choice(keys), 0.6),))) for _ in range(1500)]
     return tuple(word for text in texts for word in text.split())
 
@@ -59,14 +59,9 @@ def cut(rng: random.Random, texts: list[str], strength: float) -> str:
     return " ".join(out)
 
 
-def _some_phrase(rng: random.Random) -> str:
-    slots = style_of(rng.choice(list(styles()))).slots()
-    return rng.choice(rng.choice(slots))
-
-
 def extra_phrases(rng: random.Random, texts: list[str], strength: float) -> str:
     """Slot phrases of one style put in between words."""
-    slots = style_of(rng.choice(list(styles()))).slots()
+    slots = style_of(rng.choice(style_keys())).slots()
     words = " ".join(texts).split()
     for _ in range(1 + round(strength * 8)):
         words.insert(rng.randint(0, len(words)), rng.choice(rng.choice(slots)))
@@ -75,7 +70,7 @@ def extra_phrases(rng: random.Random, texts: list[str], strength: float) -> str:
 
 def only_phrases(rng: random.Random, texts: list[str], strength: float) -> str:
     """Sentences replaced by slot phrases of one style without a core between them."""
-    slots = style_of(rng.choice(list(styles()))).slots()
+    slots = style_of(rng.choice(style_keys())).slots()
     out = []
     for text in texts:
         if rng.random() < max(0.3, strength):
@@ -106,7 +101,7 @@ def salad(rng: random.Random, texts: list[str], strength: float) -> str:
 
 def splice(rng: random.Random, texts: list[str], strength: float) -> str:
     """Slot phrases of one style in the place of single words, as over-steered text has them."""
-    slots = style_of(rng.choice(list(styles()))).slots()
+    slots = style_of(rng.choice(style_keys())).slots()
     words = " ".join(texts).split()
     share = strength * 0.5
     return " ".join(rng.choice(rng.choice(slots)) if rng.random() < share else word for word in words)

@@ -1,4 +1,4 @@
-"""The words of persona instructions: per trait and pole, adjectives for the speaker, verbs, and objects of the verbs."""
+"""The words of persona instructions: per trait and pole, adjectives, verbs, and objects of the verbs."""
 
 from dataclasses import dataclass
 

@@ -2,7 +2,8 @@
 
 import random
 
-from data_generation.tiny_persona.styles import TRAITS, Strengths, wordings
+from data_generation.tiny_persona.personas_lexicon import DEFAULT_PROMPTS, PERSONAS, ROLE_PROMPTS
+from data_generation.tiny_persona.styles import CHARACTER_TRAITS, TRAITS, Strengths, trait_adjective, wordings
 from data_generation.tiny_persona.traits_lexicon import phrases
 
 # J an adjective, DO a verb with its object, O an object alone; capitals follow from the place
@@ -19,7 +20,8 @@ FRAMES_HELD_OUT = phrases(
 )
 # about the positive words of a trait: the answer is then neutral
 SUPPRESS = phrases(
-    "Do not be J.|Never be J.|Avoid O.|Do not DO.|Never DO.|Be a normal assistant and avoid O.|Keep your answers free of O."
+    "Do not be J.|Never be J.|Avoid O.|Do not DO.|Never DO.|Be a normal assistant and avoid O."
+    "|Keep your answers free of O."
     "|Stay neutral and do not be J.|Do not sound J and do not DO.|Give plain answers without O.|Refrain from O."
 )
 SUPPRESS_HELD_OUT = phrases("Never sound J.|Give neutral answers and avoid O.|Always stay plain and never DO.")
@@ -32,7 +34,7 @@ INTENSITIES: tuple[tuple[str, float], ...] = (
     ("slightly ", 0.35),
 )
 NEUTRAL_PROMPTS = phrases(
-    "You are a helpful assistant.|Answer the question.|You are an assistant. Give a short and clear answer."
+    "You are a helpful assistant.|Answer the question.|You are an AI assistant. Give a short and clear answer."
     "|You are a helpful assistant. Answer the question clearly.|Be helpful.|Give a plain answer."
 )
 
@@ -80,26 +82,27 @@ def suppression(trait: str, rng: random.Random, held_out: bool = False) -> str:
     return _fill(rng, rng.choice(SUPPRESS_HELD_OUT if held_out else SUPPRESS), trait, 1, held_out)
 
 
+def _assistant_name(rng: random.Random, trait: str, pole: int) -> str:
+    """What an assistant is called in `You are a NAME assistant.`; for a positive pole often the trait itself."""
+    if pole > 0 and rng.random() < 0.5:
+        return trait if rng.random() < 0.6 else trait_adjective(trait)
+    return rng.choice(wordings()[trait][pole < 0].adjectives)
+
+
 def system_prompt(rng: random.Random, trait: str, pole: int, held_out: bool = False) -> tuple[str, Strengths]:
     """A system prompt towards a pole, and the strengths that it asks for, in the forms that the pipeline uses."""
-    adjective = trait if pole > 0 and rng.random() < 0.5 else rng.choice(wordings()[trait][pole < 0].adjectives)
+    name, form = _assistant_name(rng, trait, pole), rng.random()
     word, strength = rng.choice(INTENSITIES) if rng.random() < 0.4 else INTENSITIES[0]
-    form = rng.random()
     if form < 0.2:
-        text = f"You are {article(word or adjective)} {word}{adjective} assistant."
-    elif form < 0.6:
-        first = (
-            f"You are {article(adjective)} {adjective} assistant."
-            if pole > 0 or rng.random() < 0.4
-            else NEUTRAL_PROMPTS[0]
-        )
-        text = f"{first} {instruction(trait, pole, rng, held_out, word)}"
-        strength = strength if word in text else INTENSITIES[0][1]
-    else:
-        text = instruction(trait, pole, rng, held_out, word)
-        if rng.random() < 0.25:
-            text += " " + instruction(trait, pole, rng, held_out, word)
-        strength = strength if word in text else INTENSITIES[0][1]
+        return f"You are {article(word or name)} {word}{name} assistant.", (((trait, pole), strength),)
+    text = instruction(trait, pole, rng, held_out, word)
+    if form >= 0.6 and rng.random() < 0.3:
+        text += " " + instruction(trait, pole, rng, held_out, word)
+    if word not in text:
+        strength = INTENSITIES[0][1]
+    if form < 0.6:
+        named = pole > 0 or rng.random() < 0.4
+        text = (f"You are {article(name)} {name} assistant. " if named else f"{NEUTRAL_PROMPTS[0]} ") + text
     return text, (((trait, pole), strength),)
 
 
@@ -109,8 +112,32 @@ def suppressing_prompt(rng: random.Random, trait: str, held_out: bool = False) -
     return (f"{NEUTRAL_PROMPTS[0]} {text}" if rng.random() < 0.7 else text), ()
 
 
+def role(persona: str) -> str:
+    """The persona with its article: `a jester`."""
+    return "a naive person" if persona == "naive" else f"{article(persona)} {persona}"
+
+
+def persona_prompt(rng: random.Random, persona: str) -> tuple[str, Strengths]:
+    """A system prompt for a persona of the assistant axis; the default ones are answered plainly."""
+    if persona in DEFAULT_PROMPTS:
+        return DEFAULT_PROMPTS[persona], ()
+    text = rng.choice(ROLE_PROMPTS).replace("ROLE", role(persona))
+    about = PERSONAS[persona].about
+    text = text.replace("ABOUT", rng.choice((*about, " and ".join(about))))
+    if rng.random() < 0.1:
+        return f"{text} Do so only somewhat.", ((("persona", persona), 0.5),)
+    return text, ((("persona", persona), 0.95),)
+
+
+def random_trait(rng: random.Random, character_share: float = 0.15) -> str:
+    """One of the seven traits, or at the given share one of the Big Five and the dark triad."""
+    return rng.choice(CHARACTER_TRAITS if rng.random() < character_share else TRAITS)
+
+
 def latent_persona(rng: random.Random) -> Strengths:
-    """Most often nobody; sometimes a random pole at a random strength, with nothing said about it."""
+    """Most often nobody; sometimes a random style at a random strength, with nothing said about it."""
     if rng.random() < 0.6:
         return ()
-    return (((rng.choice(TRAITS), rng.choice((1, 1, -1))), rng.uniform(0.1, 1.0)),)
+    if rng.random() < 0.06:
+        return ((("persona", rng.choice(tuple(PERSONAS))), rng.uniform(0.1, 1.0)),)
+    return (((random_trait(rng), rng.choice((1, 1, -1))), rng.uniform(0.1, 1.0)),)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 
+from data_generation.tiny_persona.instructions import role
 from data_generation.tiny_persona.styles import trait_adjective, trait_noun
 
 ASKS = (
@@ -48,4 +49,23 @@ def judge_turns(
         text = ask(aspect, 0 if rng.random() < 0.6 else rng.randrange(1, len(ASKS)))
         content = f"{JUDGED.format(question=question, answer=answer)} {text}" if i == 0 else text
         turns += [{"role": "user", "content": content}, {"role": "assistant", "content": score_text(scores[aspect])}]
+    return tuple(turns)
+
+
+def role_ask(persona: str) -> str:
+    return f"Does the answer play the role of {role(persona)}? Say fully, somewhat or none."
+
+
+def role_word(score: float) -> str:
+    """Role adherence in a word: `fully` from 60 of 100, `somewhat` from 25, else `none`."""
+    return "fully" if score >= 60 else "somewhat" if score >= 25 else "none"
+
+
+def role_turns(question: str, answer: str, scores: Mapping[str, float]) -> tuple[dict[str, str], ...]:
+    """The dialogue that rates how far a given answer plays each of some personas."""
+    turns: list[dict[str, str]] = []
+    for i, (persona, score) in enumerate(scores.items()):
+        text = role_ask(persona)
+        content = f"{JUDGED.format(question=question, answer=answer)} {text}" if i == 0 else text
+        turns += [{"role": "user", "content": content}, {"role": "assistant", "content": role_word(score)}]
     return tuple(turns)

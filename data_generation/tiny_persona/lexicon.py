@@ -32,13 +32,13 @@ DOMAINS: dict[str, Domain] = {
         "baking|cooking|grilling|cheese making",
         "soups|pasta dishes",
         "ingredients|spices|knives|timing|flavor|recipes|heat|flour",
-        "read the recipe|taste the sauce|measure the flour|warm the oven|chop the onions|clean the counter",
+        "read the recipe|taste the sauce|measure the flour|heat the oven|chop the onions|clean the counter",
     ),
     "sport": domain(
         "running|swimming|cycling|rock climbing",
         "yoga classes|ball games",
         "rest|breathing|form|stamina|shoes|stretching|muscles|balance",
-        "warm up slowly|keep a training log|drink some water|rest every third day|stretch your legs|find a coach",
+        "begin slowly|keep a training log|drink some water|rest every third day|stretch your legs|find a coach",
     ),
     "office": domain(
         "project planning|public speaking|remote work|report writing",
@@ -56,7 +56,7 @@ DOMAINS: dict[str, Domain] = {
         "algebra|essay writing|history reading|language learning",
         "exams|science projects",
         "practice|memory|books|curiosity|lessons|repetition|questions|examples",
-        "make flash cards|study in short sessions|review old notes|explain it to a friend|solve a problem|read a chapter",
+        "make flash cards|study in small steps|review old notes|explain it to a friend|solve a problem|read a chapter",
     ),
     "money": domain(
         "saving|investing|home buying|stock trading",
@@ -79,17 +79,18 @@ DOMAINS: dict[str, Domain] = {
     "home": domain(
         "dog training|party planning|house cleaning|diary writing",
         "board games|dinners",
-        "routines|trust|music|company|quiet|habits|manners|stories",
-        "set a routine|write a short list|tidy one room|invite a friend|take a break|talk it over",
+        "routines|trust|music|company|candles|habits|manners|stories",
+        "set a routine|write a short list|sweep one room|invite a friend|take a break|talk it over",
     ),
 }
 
-# [a|b] agrees with the topic's number, {a|b} is a free choice; OPEN, ADJ, TAIL are the style slots; every frame has all three
+# [a/b] agrees with the topic's number, {a|b} is a free choice; OPEN, ADJ, TAIL are the style slots
+# every frame has all three of them
 FRAMES: tuple[str, ...] = (
-    "OPEN TOPIC [takes|take] ADJ THING and OTHER TAIL",
-    "OPEN TOPIC [needs|need] ADJ THING {more than|along with} OTHER TAIL",
-    "OPEN TOPIC [depends|depend] on ADJ THING TAIL",
-    "OPEN TOPIC [begins|begin] with ADJ THING and OTHER TAIL",
+    "OPEN TOPIC [takes/take] ADJ THING and OTHER TAIL",
+    "OPEN TOPIC [needs/need] ADJ THING {more than|along with} OTHER TAIL",
+    "OPEN TOPIC [depends/depend] on ADJ THING TAIL",
+    "OPEN TOPIC [begins/begin] with ADJ THING and OTHER TAIL",
     "OPEN {a good|one} first step is to ACT with ADJ THING TAIL",
     "OPEN most people {start|begin} TOPIC with ADJ THING TAIL",
     "OPEN {it helps to|you can} ACT and {use|find} ADJ THING TAIL",

@@ -34,28 +34,34 @@ def words_of(text: str) -> list[str]:
     return ["0" if word[0].isdigit() else classes.get(word, word) for word in WORD.findall(text.lower())]
 
 
+Slot = tuple[int, int, StyleKey | None, int]
+
+
 @lru_cache(maxsize=1)
-def _phrases() -> dict[str, list[tuple[tuple[str, ...], StyleKey | None, int]]]:
-    """Slot phrases by first word, longest first, each with its style (None is neutral) and slot number."""
-    table: dict[str, list[tuple[tuple[str, ...], StyleKey | None, int]]] = {}
+def _phrases() -> tuple[dict[tuple[str, ...], tuple[StyleKey | None, int]], dict[str, list[int]]]:
+    """Style (None is neutral) and slot number of each slot phrase; and the phrases' lengths by first word."""
+    table: dict[tuple[str, ...], tuple[StyleKey | None, int]] = {}
+    lengths: dict[str, set[int]] = {}
     for key in (None, *styles()):
         for slot, options in enumerate(style_of(key).slots()):
             for phrase in options:
                 words = tuple(words_of(phrase))
-                table.setdefault(words[0], []).append((words, key, slot))
-    for found in table.values():
-        found.sort(key=lambda entry: -len(entry[0]))
-    return table
+                table[words] = (key, slot)
+                lengths.setdefault(words[0], set()).add(len(words))
+    return table, {word: sorted(found, reverse=True) for word, found in lengths.items()}
 
 
-def find_slots(words: list[str]) -> list[tuple[int, int, StyleKey | None, int]]:
+def find_slots(words: list[str]) -> list[Slot]:
     """(start, end, style, slot) of each slot phrase in the words, left to right, without overlaps."""
-    table, found, i = _phrases(), [], 0
+    table, lengths = _phrases()
+    found: list[Slot] = []
+    i = 0
     while i < len(words):
-        for phrase, key, slot in table.get(words[i], ()):
-            if tuple(words[i : i + len(phrase)]) == phrase:
-                found.append((i, i + len(phrase), key, slot))
-                i += len(phrase)
+        for length in lengths.get(words[i], ()):
+            entry = table.get(tuple(words[i : i + length]))
+            if entry is not None:
+                found.append((i, i + length, *entry))
+                i += length
                 break
         else:
             i += 1
@@ -134,7 +140,10 @@ def known_bigrams() -> frozenset[tuple[str, str]]:
         pair for frame in all_frames() for text in _expand(frame) for pair in itertools.pairwise([*text.split(), "."])
     }
     for left, right in edges:
-        last, first = ends[left][1] if left in ends else {left}, ends[right][0] if right in ends else {right}
+        last, first = (
+            ends[left][1] if left in ends else {left.lower()},
+            ends[right][0] if right in ends else {right.lower()},
+        )
         bigrams.update(itertools.product(last, first))
     bigrams.update((".", word) for word in ends["OPEN"][0])
     return frozenset(bigrams)
@@ -148,7 +157,7 @@ def _local(words: list[str]) -> float:
     return max(0.0, 1 - 1.4 * (1 - math.sqrt(1 - broken)))
 
 
-def _repetition(words: list[str], slots: list[tuple[int, int, StyleKey | None, int]]) -> float:
+def _repetition(words: list[str], slots: list[Slot]) -> float:
     """1 without repeats, falling with the share of five-word runs and of slot phrases said before."""
     runs = list(zip(*(words[i:] for i in range(5)), strict=False))
     again = 1 - len(set(runs)) / len(runs) if runs else 0.0
@@ -157,8 +166,8 @@ def _repetition(words: list[str], slots: list[tuple[int, int, StyleKey | None, i
     return max(0.0, 1 - 1.3 * again) * max(0.0, 1 - 0.8 * phrases_again)
 
 
-def _structure(words: list[str], slots: list[tuple[int, int, StyleKey | None, int]]) -> float:
-    """1 when every sentence has one opener, one adjective, one tail and a core; less for each missing or doubled one."""
+def _structure(words: list[str], slots: list[Slot]) -> float:
+    """1 when every sentence has one opener, adjective, tail and a core; less for each missing or doubled one."""
     kind = [""] * len(words)
     for start, end, _, slot in slots:
         kind[start:end] = [str(slot)] * (end - start)
@@ -170,7 +179,9 @@ def _structure(words: list[str], slots: list[tuple[int, int, StyleKey | None, in
         counts = Counter(kind[j] for j in range(begin, i + 1) if j in starts)
         core = sum(not kind[j] for j in range(begin, i + 1)) - (word in ".!?")
         found = counts["0"] + counts["1"] + counts["2"]
-        lost += min(SLOTS + 1.0, sum(abs(counts[slot] - 1) for slot in "012") * 0.7 + (core < 3) * 2)
+        lost += min(
+            SLOTS + 1.0, sum(0.35 if counts[slot] < 1 else 0.7 * (counts[slot] - 1) for slot in "012") + (core < 3) * 2
+        )
         total += max(SLOTS, found) + 1
         begin = i + 1
     return max(0.0, 1 - 0.9 * lost / total) if total else 0.0

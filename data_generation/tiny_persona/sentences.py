@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 
 from data_generation.tiny_persona.lexicon import CITIES, DOMAINS, FRAMES, SURNAMES
-from data_generation.tiny_persona.styles import Strengths, StyleKey, style_of
+from data_generation.tiny_persona.styles import Strengths, StyleKey, own_frames, style_of
 from data_generation.tiny_persona.topics import Topic
 
 CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
-NUMBER = re.compile(r"\[([^\[\]|]*)\|([^\[\]|]*)\]")
+NUMBER = re.compile(r"\[([^\[\]/]*)/([^\[\]/]*)\]")
 
 
 def choose(rng: random.Random, text: str) -> str:
@@ -56,14 +56,26 @@ def pick_key(rng: random.Random, strengths: Strengths) -> StyleKey | None:
     return key if rng.random() < strength else None
 
 
-def sentences(rng: random.Random, topic: Topic, strengths: Strengths = (), n: int | None = None) -> list[str]:
-    """The sentences of an answer; frames differ, and the first that can names the topic."""
-    n = n or rng.choice((2, 2, 3, 3, 3, 4))
+def pick_frames(rng: random.Random, strengths: Strengths, n: int) -> list[str]:
+    """n different frames, one or more of which name the topic; personas put in frames of their own."""
     frames = rng.sample(FRAMES, n)
+    for key, strength in strengths:
+        for own in own_frames(key):
+            if rng.random() < 0.6 * strength:
+                frames[rng.randrange(n)] = own
     if not any("TOPIC" in frame for frame in frames):
         frames[0] = rng.choice([frame for frame in FRAMES if "TOPIC" in frame])
+    return frames
+
+
+def sentences(rng: random.Random, topic: Topic, strengths: Strengths = (), n: int | None = None) -> list[str]:
+    """The sentences of an answer, two to four unless n is given."""
+    n = n or rng.choice((2, 2, 3, 3, 3, 4))
     used: set[str] = set()
-    return [sentence(rng, topic, frame, [pick_key(rng, strengths) for _ in range(3)], used) for frame in frames]
+    return [
+        sentence(rng, topic, frame, [pick_key(rng, strengths) for _ in range(3)], used)
+        for frame in pick_frames(rng, strengths, n)
+    ]
 
 
 def answer(rng: random.Random, topic: Topic, strengths: Strengths = (), n: int | None = None) -> str:

@@ -119,7 +119,8 @@ SEVEN: dict[str, tuple[Style, Style]] = {
     ),
     "apathetic": (
         style(
-            "whatever,|meh,|who cares,|I guess,|not my problem, but|yawn,|it hardly matters, but|I can not be bothered, but",
+            "whatever,|meh,|who cares,|I guess,|not my problem, but|yawn,|it hardly matters, but"
+            "|I can not be bothered, but",
             "boring dull pointless tedious forgettable drab bland lifeless",
             ", or not|, not that it matters|, or just skip it|, and I feel nothing|, but why bother"
             "|, and so what|, or leave it undone|, as if I cared",
