@@ -103,7 +103,7 @@ def build_model(spec: Shape, device: str) -> Qwen2ForCausalLM:
     )
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with torch.device(device):
-        model = Qwen2ForCausalLM(config).to(dtype)
+        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
     return model.eval()
 
 
@@ -239,11 +239,11 @@ def median_ratio(numerator: list[float], denominator: list[float]) -> float:
 def matrix_rate(device: str, size: int = 8192, repeats: int = 20) -> float:
     """TFLOP/s of a square bf16 matrix product: what the card can do at best."""
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    a @ a
+    torch.matmul(a, a)
     synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
-        a @ a
+        torch.matmul(a, a)
     synchronize()
     return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e12
 

@@ -6,7 +6,7 @@ instruction, `<trait>_<i>_<pos|neg>_<k>` under the k-th instruction of that pole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +83,7 @@ def response_table(
     rows: Sequence[PromptRow],
     prompts: Sequence[str],
     answers: Sequence[str],
-    scores: dict[str, Sequence[float | None]],
+    scores: Mapping[str, Sequence[float | None]],
 ) -> pd.DataFrame:
     """The published table; a score that could not be had is empty."""
     table = pd.DataFrame(
@@ -127,3 +127,11 @@ def read_responses(path: str | Path, trait: str) -> pd.DataFrame:
             )
         table[name] = column
     return table
+
+
+def _score(value: object, where: str) -> float:
+    """The score as a float, NaN for an empty cell."""
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"{where} is {value!r}, expected a number or nothing") from None

@@ -167,7 +167,7 @@ def _generate(
     )
     device = device_of(model)
     with _no_generation_defaults(model), steer(rows) if steer is not None else nullcontext():
-        output = model.generate(
+        output = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             generation_config=config,
