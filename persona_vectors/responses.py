@@ -119,13 +119,7 @@ def read_responses(path: str | Path, trait: str) -> pd.DataFrame:
     if table.empty:
         raise ValueError(f"{path} has no rows; run python -m eval.eval_persona again")
     for name in (trait, "coherence"):
-        column = pd.to_numeric(table[name], errors="coerce")
-        bad = table.index[column.isna() & table[name].notna()]
-        if len(bad):
-            raise ValueError(
-                f"{path}, data row {bad[0] + 1}: {name} is {table[name][bad[0]]!r}, expected a number or nothing"
-            )
-        table[name] = column
+        table[name] = [_score(value, f"{path}, data row {row + 1}: {name}") for row, value in enumerate(table[name])]
     return table
 
 
