@@ -1,0 +1,242 @@
+"""Project the responses in a CSV or JSONL file on persona vectors, as new columns of that file.
+
+python -m eval.cal_projection --file_path results/impolite.csv --model_name models/tiny-persona \
+    --vector_path persona_vectors/tiny-persona/impolite_response_avg_diff.pt --layer 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from persona_vectors import cli
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from persona_vectors.tokens import TokenizedSample
+
+ProjectionType = Literal["proj", "prompt_last_proj", "cos_sim"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column to fill: `vectors[layer]` projected on, as `kind` says."""
+
+    name: str
+    kind: str
+    vectors: Tensor  # (n_layers + 1, d_model)
+    layer: int
+
+
+def main(
+    file_path: str,
+    vector_path_list: list[str],
+    layer_list: list[int],
+    projection_type: list[ProjectionType] = ["proj"],  # noqa: B006 (read only; cli shows it)
+    model_name: str = "Qwen/Qwen2.5-7B-Instruct",
+    overwrite: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device_map: str = "auto",
+) -> None:
+    """Add columns `<model>_<vector>_<type>_layer<L>` to a file of responses, in place, for all vectors x layers.
+
+    One pass of the model serves every column. A column that is there already is kept, unless --overwrite.
+
+    Args:
+        file_path: CSV with columns prompt and answer, or JSONL with `messages` (the last assistant turn is the
+            response; turns after it are left out).
+        vector_path_list: vector files of generate_vec.py, one or several; also spelled --vector_path.
+        layer_list: hidden_states indices (0 is the embedding output), one or several; also spelled --layer.
+        projection_type: proj (mean of the response on v/|v|), prompt_last_proj (last prompt token on v/|v|),
+            cos_sim (cosine of the response's mean with v); one or several.
+        model_name: hub id, model folder or adapter folder.
+        overwrite: compute columns anew that are there already.
+        dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
+        device_map: auto, cpu, or a device such as cuda:0.
+    """
+    from persona_vectors.models import load_config, load_model, resolve_model
+
+    label = resolve_model(model_name).label
+    rows = read_rows(file_path)
+    columns = plan_columns(label, vector_path_list, layer_list, projection_type)
+    done = [] if overwrite else [column.name for column in columns if column.name in columns_of(rows)]
+    columns = [column for column in columns if column.name not in done]
+    if done:
+        print(f"kept {len(done)} columns that were there already (--overwrite computes them anew): {', '.join(done)}")
+    if not columns:
+        return
+    config = load_config(model_name)
+    _check_fit(columns, label, config.num_hidden_layers, config.hidden_size)
+
+    model, tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
+    samples = tokenize_rows(tokenizer, rows, file_path)
+    values = project_samples(model, samples, columns)
+    write_rows(file_path, rows, values)
+    _report(file_path, values, len(rows))
+
+
+def read_rows(file_path: str) -> list[dict[str, Any]]:
+    """The file's rows; every cell of a CSV as the text it is, so that writing it back changes nothing.
+
+    Raises:
+        ValueError: no such file, another kind of file, no rows, or a missing column, naming those it has.
+    """
+    import pandas as pd
+
+    from persona_vectors.files import read_jsonl
+
+    path = Path(file_path)
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"file_path {file_path} ends in {path.suffix or 'nothing'}; expected .csv or .jsonl")
+    if not path.is_file():
+        raise ValueError(f"file_path {file_path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    if path.suffix == ".jsonl":
+        rows = read_jsonl(path)
+    else:
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file_path} is not a CSV table: {error}") from None
+        missing = [name for name in ("prompt", "answer") if name not in table.columns]
+        if missing:
+            raise ValueError(f"{file_path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
+    if not rows:
+        raise ValueError(f"{file_path} has no rows")
+    return rows
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns that every row has."""
+    return set.intersection(*(set(row) for row in rows))
+
+
+def plan_columns(label: str, vector_paths: Sequence[str], layers: Sequence[int], kinds: Sequence[str]) -> list[Column]:
+    """Every vector x layer x type, vectors loaded and checked.
+
+    Raises:
+        ValueError: a file that holds no vectors, a layer it does not have, a zero vector, or two files of one name.
+    """
+    from persona_vectors.vectors import load_vector, load_vectors
+
+    columns: dict[str, Column] = {}
+    origin: dict[str, Path] = {}
+    for path in map(Path, dict.fromkeys(vector_paths)):
+        vectors = load_vectors(path)
+        if origin.setdefault(path.stem, path).resolve() != path.resolve():
+            raise ValueError(f"{origin[path.stem]} and {path} would write the same columns; rename one of them")
+        for layer in dict.fromkeys(layers):
+            load_vector(path, layer)
+            for kind in dict.fromkeys(kinds):
+                name = f"{label}_{path.stem}_{kind}_layer{layer}"
+                columns[name] = Column(name, kind, vectors, layer)
+    return list(columns.values())
+
+
+def _check_fit(columns: Sequence[Column], label: str, n_layers: int, d_model: int) -> None:
+    from persona_vectors.blocks import check_layer
+
+    for column in columns:
+        check_layer(column.layer, n_layers, label, steering=False)
+        got = tuple(column.vectors.shape)
+        if got != (n_layers + 1, d_model):
+            raise ValueError(
+                f"the vectors for {column.name} have shape {got}; {label} needs {(n_layers + 1, d_model)}: "
+                "use vectors made from this model"
+            )
+
+
+def tokenize_rows(tokenizer: Any, rows: Sequence[Mapping[str, Any]], file_path: str) -> list[TokenizedSample]:
+    """Each row's prompt and response; a ValueError names the first row (counted from 1) that is malformed."""
+    from persona_vectors.tokens import tokenize_messages, tokenize_sample
+
+    is_jsonl = Path(file_path).suffix == ".jsonl"
+    samples = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            if is_jsonl:
+                sample = tokenize_messages(tokenizer, _messages(row))
+            else:
+                sample = tokenize_sample(tokenizer, row["prompt"], row["answer"])
+            if sample.prompt_len == 0:
+                raise ValueError("the prompt is empty")
+        except ValueError as error:
+            raise ValueError(f"{file_path}, row {number}: {error}") from None
+        samples.append(sample)
+    return samples
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"expected a list of messages under 'messages'; the row has {', '.join(row) or 'nothing'}")
+    return messages
+
+
+def project_samples(
+    model: Any, samples: Sequence[TokenizedSample], columns: Sequence[Column]
+) -> dict[str, list[float | None]]:
+    """Column name -> one value a sample; None where a response has no tokens, or a cosine does not exist."""
+    import math
+
+    from persona_vectors.activations import iter_mean_activations
+    from persona_vectors.projection import PROJECTION_TYPES
+
+    values: dict[str, list[float | None]] = {column.name: [None] * len(samples) for column in columns}
+    spans = {column.name: PROJECTION_TYPES[column.kind][0] for column in columns}
+    layers = sorted({column.layer for column in columns})
+    for wanted, rows in _jobs(samples, set(spans.values())):
+        batches = iter_mean_activations(model, [samples[row] for row in rows], layers, wanted, progress=True)
+        for positions, means in batches:
+            for column in columns:
+                if spans[column.name] not in wanted:
+                    continue
+                activations = means[spans[column.name]][:, layers.index(column.layer)]  # (batch, d_model)
+                projected = PROJECTION_TYPES[column.kind][1](activations, column.vectors[column.layer])
+                for position, value in zip(positions, projected.tolist(), strict=True):
+                    values[column.name][rows[position]] = None if math.isnan(value) else value
+    return values
+
+
+def _jobs(samples: Sequence[TokenizedSample], spans: set[str]) -> list[tuple[list[str], list[int]]]:
+    """(spans, rows) to read: all spans of the answered rows, and the prompt's of the rows with an empty answer."""
+    answered = [row for row, sample in enumerate(samples) if sample.response_len > 0]
+    empty = [row for row, sample in enumerate(samples) if sample.response_len == 0]
+    jobs = [(sorted(spans), answered), (sorted(spans - {"response_avg"}), empty)]
+    if "response_avg" not in spans:
+        jobs = [(sorted(spans), list(range(len(samples))))]
+    return [(wanted, rows) for wanted, rows in jobs if wanted and rows]
+
+
+def write_rows(file_path: str, rows: Sequence[Mapping[str, Any]], values: Mapping[str, Sequence[float | None]]) -> None:
+    """The file again with the new columns, in one step: an interrupted run leaves it as it was."""
+    import pandas as pd
+
+    from persona_vectors.files import write_csv_atomic, write_jsonl_atomic
+
+    if Path(file_path).suffix == ".jsonl":
+        added = [{name: column[i] for name, column in values.items()} for i in range(len(rows))]
+        write_jsonl_atomic(file_path, [{**row, **new} for row, new in zip(rows, added, strict=True)])
+        return
+    table = pd.DataFrame(list(rows))
+    for name, column in values.items():
+        table[name] = pd.Series(list(column), dtype="float64")
+    write_csv_atomic(table, file_path)
+
+
+def _report(file_path: str, values: Mapping[str, Sequence[float | None]], n: int) -> None:
+    for name, column in values.items():
+        found = [value for value in column if value is not None]
+        mean = f"mean {sum(found) / len(found):.4g}" if found else "no value"
+        print(f"{name}: {mean} over {len(found)} of {n} rows")
+        left = [str(i) for i, value in enumerate(column, start=1) if value is None]
+        if left:
+            print(f"  left empty (empty answer, or an activation without direction): rows {', '.join(left[:10])}")
+    print(f"written to {file_path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, aliases={"vector_path": "vector_path_list", "layer": "layer_list"})
