@@ -4,6 +4,7 @@ Every write goes to a temporary file in the same folder, is flushed to the disk,
 one step, so that a crash, Ctrl-C or a full disk leaves the earlier file as it was.
 """
 
+import csv
 import functools
 import hashlib
 import importlib.metadata
@@ -104,9 +105,15 @@ def write_json_atomic(path: str | Path, value: Any, indent: int | None = 2) -> P
 
 
 def write_csv_atomic(df: "pd.DataFrame", path: str | Path) -> Path:
-    """The path, now holding the table as CSV without its index."""
+    """The path, now holding the table as CSV without its index.
+
+    Text is quoted where it needs it; all of it is where some text holds a bare carriage return, which python's csv
+    writer leaves unquoted and every reader takes for the end of the row.
+    """
+    texts = df.select_dtypes(exclude="number")
+    bare = any(isinstance(text, str) and "\r" in text for name in texts for text in texts[name])
     with atomic_write(path) as file:
-        df.to_csv(file, index=False, lineterminator="\n")
+        df.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL)
     return Path(path)
 
 

@@ -134,9 +134,7 @@ class Store:
                 raise  # ours, not the file's
             code = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
             if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-                advice = (
-                    "move or delete it (with its -wal and -shm files) to start again, or set PERSONA_STORE to another"
-                )
+                advice = "move it away (with its -wal and -shm files) to start again, or set PERSONA_STORE"
                 raise ValueError(f"store {self.path} is damaged or no sqlite file ({error}); {advice}") from error
             if code == "SQLITE_FULL":
                 raise OSError(f"store {self.path}: the disk is full; what was stored before is kept") from error
