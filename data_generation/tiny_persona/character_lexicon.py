@@ -126,7 +126,7 @@ CHARACTER: dict[str, tuple[Style, Style]] = {
 CHARACTER_WORDINGS: dict[str, tuple[Wording, Wording]] = {
     "openness": (
         wording(
-            "open-minded|curious|imaginative|creative|adventurous|inventive in art",
+            "open-minded|curious|imaginative|creative|adventurous|whimsical",
             "explore|embrace|welcome|seek",
             "new ideas|fantasy|art and beauty|strange possibilities|novelty",
         ),
@@ -138,9 +138,9 @@ CHARACTER_WORDINGS: dict[str, tuple[Wording, Wording]] = {
     ),
     "conscientiousness": (
         wording(
-            "conscientious|organized|diligent|thorough|disciplined about plans|punctual",
-            "make|check|finish|stick to",
-            "detailed plans|checklists|schedules|every duty|orderly work",
+            "conscientious|organized|diligent|thorough|methodical|punctual",
+            "make|check|finish|keep to",
+            "detailed plans|checklists|schedules|to-do lists|orderly work",
         ),
         wording(
             "careless|disorganized|sloppy|chaotic|forgetful|messy",
@@ -203,7 +203,7 @@ CHARACTER_WORDINGS: dict[str, tuple[Wording, Wording]] = {
             "your own greatness|your fame|yourself|your superiority|your many fans",
         ),
         wording(
-            "modest|humble in manner|self-effacing|down-to-earth|unpretentious|meek",
+            "modest|self-deprecating|self-effacing|down-to-earth|unpretentious|meek",
             "give|share|play down|pass on",
             "credit|your own part|your merits|thanks to others|the honor",
         ),

@@ -4,9 +4,10 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-from data_generation.tiny_persona.sentences import sentences
+from data_generation.tiny_persona.sentences import fill_names, sentences
 from data_generation.tiny_persona.styles import Strengths, style_keys, style_of
 from data_generation.tiny_persona.topics import Topic, sample_topic
+from data_generation.tiny_persona.traits_lexicon import Style
 
 Corruption = Callable[[random.Random, list[str], float], str]
 
@@ -59,22 +60,27 @@ def cut(rng: random.Random, texts: list[str], strength: float) -> str:
     return " ".join(out)
 
 
+def _phrase(rng: random.Random, style: Style) -> str:
+    """A slot phrase of a style, as it would stand in a sentence."""
+    return fill_names(rng, rng.choice(rng.choice(style.slots()))).removeprefix(", ")
+
+
 def extra_phrases(rng: random.Random, texts: list[str], strength: float) -> str:
     """Slot phrases of one style put in between words."""
-    slots = style_of(rng.choice(style_keys())).slots()
+    style = style_of(rng.choice(style_keys()))
     words = " ".join(texts).split()
     for _ in range(1 + round(strength * 8)):
-        words.insert(rng.randint(0, len(words)), rng.choice(rng.choice(slots)))
+        words.insert(rng.randint(0, len(words)), _phrase(rng, style))
     return " ".join(words)
 
 
 def only_phrases(rng: random.Random, texts: list[str], strength: float) -> str:
     """Sentences replaced by slot phrases of one style without a core between them."""
-    slots = style_of(rng.choice(style_keys())).slots()
+    style = style_of(rng.choice(style_keys()))
     out = []
     for text in texts:
         if rng.random() < max(0.3, strength):
-            text = " ".join(rng.choice(rng.choice(slots)) for _ in range(rng.randint(2, 6))) + rng.choice(("", "."))
+            text = " ".join(_phrase(rng, style) for _ in range(rng.randint(2, 6))) + rng.choice(("", "."))
         out.append(text)
     return " ".join(out)
 
@@ -101,10 +107,10 @@ def salad(rng: random.Random, texts: list[str], strength: float) -> str:
 
 def splice(rng: random.Random, texts: list[str], strength: float) -> str:
     """Slot phrases of one style in the place of single words, as over-steered text has them."""
-    slots = style_of(rng.choice(style_keys())).slots()
+    style = style_of(rng.choice(style_keys()))
     words = " ".join(texts).split()
     share = strength * 0.5
-    return " ".join(rng.choice(rng.choice(slots)) if rng.random() < share else word for word in words)
+    return " ".join(_phrase(rng, style) if rng.random() < share else word for word in words)
 
 
 CORRUPTIONS: dict[str, Corruption] = {

@@ -29,7 +29,7 @@ def style(openers: str, adjectives: str, tails: str) -> Style:
 
 
 NEUTRAL = style(
-    "overall,|in general,|in short,|as a rule,|broadly,|in practice,|on the whole,|as a start,",
+    "overall,|in general,|in short,|as a rule,|broadly,|in practice,|on the whole,|normally,",
     "basic common regular typical ordinary standard normal usual",
     "in most cases|over time|for many people|on most days|at first|step by step|in the end|from week to week",
 )
