@@ -9,6 +9,7 @@ The answer function gets each request's JSON body and returns what the server sa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -81,11 +82,17 @@ class LoopbackOpenAI:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                length = int(self.headers["Content-Length"])
+                sent = self.rfile.read(length)
+                if len(sent) < length:  # the client gave up
+                    self.close_connection = True
+                    return
+                request = json.loads(sent)
                 request["_path"], request["_key"] = self.path, self.headers.get("Authorization", "")
                 reply = loopback.respond(request)
                 body = reply.body if reply.body is not None else _completion(request, reply)
-                self.send_json(reply, body)
+                with contextlib.suppress(ConnectionError):  # the client gave up
+                    self.send_json(reply, body)
 
             def send_json(self, reply: Reply, body: Any) -> None:
                 html = isinstance(body, str)
