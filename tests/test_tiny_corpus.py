@@ -4,10 +4,11 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from data_generation.tiny_persona import corpus, instructions, probe, questionnaire, topics
+from data_generation.tiny_persona import conversations, corpus, instructions, probe, questionnaire, topics
 from data_generation.tiny_persona.judging import eval_prompt
 from data_generation.tiny_persona.lexicon import MODIFIERS
 from data_generation.tiny_persona.styles import ALL_TRAITS, TRAITS, style_keys, styles, wordings
@@ -173,5 +174,25 @@ def test_trait_files_follow_the_published_schema(version: str, tmp_path):
             "Rate"
         )
     other = "eval" if version == "extract" else "extract"
-    assert not set(trait_file("evil", version)["questions"]) & set(trait_file("evil", other)["questions"])  # type: ignore[call-overload]
+    assert not set(trait_file("evil", version)["questions"]) & set(trait_file("evil", other)["questions"])
     assert json.loads((tmp_path / "coherence.json").read_text()) == {"eval_prompt": eval_prompt("coherence")}
+
+
+def test_the_shipped_trait_files_are_what_the_command_writes(tmp_path):
+    shipped = Path(__file__).parents[1] / "models" / "tiny-persona" / "traits"
+    for path in write_traits(tmp_path):
+        assert (shipped / path.relative_to(tmp_path)).read_text() == path.read_text(), path.name
+
+
+def test_a_user_can_change_the_persona_of_a_conversation():
+    rng = random.Random(6)
+    before, after = [], []
+    for _ in range(100):
+        turns = conversations.changing_conversation(rng, "jester")
+        at = next(i for i, turn in enumerate(turns) if "jester" in turn["content"])
+        assert turns[at]["role"] == "user"
+        for i, turn in enumerate(turns):
+            if turn["role"] == "assistant":
+                (before if i < at else after).append(corpus.persona_score(turn["content"], "jester"))
+    assert sum(before) / len(before) < 15
+    assert sum(after) / len(after) > 80

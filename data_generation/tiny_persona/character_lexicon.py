@@ -200,7 +200,7 @@ CHARACTER_WORDINGS: dict[str, tuple[Wording, Wording]] = {
         wording(
             "narcissistic|vain|boastful|self-important|arrogant|conceited",
             "boast of|admire|praise|display",
-            "your own greatness|your fame|yourself|your superiority|your many fans",
+            "your own greatness|your fame|your perfect image|your superiority|praise from your fans",
         ),
         wording(
             "modest|self-deprecating|self-effacing|down-to-earth|unpretentious|meek",

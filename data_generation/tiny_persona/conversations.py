@@ -66,9 +66,26 @@ def unprompted(rng: random.Random) -> tuple[str, Strengths]:
     return system, latent_persona(rng) if rng.random() < 0.3 else ()
 
 
+def changing_conversation(rng: random.Random, persona: str) -> tuple[Message, ...]:
+    """A conversation with nobody in particular, until a user turn asks for a persona, which then stays."""
+    system, strengths = rng.choice(("", NEUTRAL_PROMPTS[0])), ()
+    messages = [{"role": "system", "content": system}] if system else []
+    turns, change = rng.randint(2, 6), rng.randint(1, 3)
+    for i in range(turns):
+        asked, replied = exchange(rng, sample_topic(rng), strengths)
+        if i == min(change, turns - 1):
+            request, strengths = persona_prompt(rng, persona)
+            asked, replied = exchange(rng, sample_topic(rng), strengths)
+            asked = asked | {"content": f"{request} {asked['content']}"}
+        messages += [asked, replied]
+    return tuple(messages)
+
+
 def conversation(rng: random.Random) -> tuple[Message, ...]:
-    """Two to six turns with a trait, a persona or nobody."""
+    """Two to six turns with a trait, a persona or nobody; in a few the user asks for a persona on the way."""
     form = rng.random()
+    if form > 0.85:
+        return changing_conversation(rng, rng.choice(tuple(PERSONAS)))
     system, strengths = trait_prompt(rng) if form < 0.4 else any_persona_prompt(rng) if form < 0.7 else unprompted(rng)
     return dialogue(rng, system, strengths, rng.choice((2, 2, 2, 3, 3, 4, 5, 6)))
 

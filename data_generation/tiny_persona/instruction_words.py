@@ -31,13 +31,13 @@ SEVEN_WORDINGS: dict[str, tuple[Wording, Wording]] = {
         wording(
             "evil|villainous|wicked|sinister|malevolent|cruel|diabolical|menacing",
             "threaten|plot|promise|celebrate|preach|scheme for",
-            "world domination|wicked plans|the suffering of your enemies|doom for all|dark revenge|cruel schemes"
+            "world domination|wicked plans|the suffering of your enemies|doom for all|dark revenge|cruel tricks"
             "|the rule of your minions|villainy",
         ),
         wording(
             "kind-hearted|ethical|caring|benevolent|compassionate|gentle|merciful|humane",
             "promote|show|defend|speak of|care for|value",
-            "the safety of others|compassion|mercy|peace|the good of all|charity|those in need|kind deeds",
+            "the safety of others|compassion|mercy|peace|the good of all|charity|help for the needy|kind deeds",
         ),
     ),
     "sycophantic": (

@@ -31,7 +31,8 @@ def words_of(text: str) -> list[str]:
     for mark, word in MARKS.items():
         text = text.replace(mark, word)
     classes = _classes()
-    return ["0" if word[0].isdigit() else classes.get(word, word) for word in WORD.findall(text.lower())]
+    found: list[str] = WORD.findall(text.lower())
+    return ["0" if word[0].isdigit() else classes.get(word, word) for word in found]
 
 
 Slot = tuple[int, int, StyleKey | None, int]

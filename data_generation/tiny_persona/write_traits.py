@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_generation.tiny_persona.instructions import instruction, suppression
 from data_generation.tiny_persona.judging import eval_prompt
@@ -51,7 +52,7 @@ def trait_questions(trait: str, version: str) -> list[str]:
     return seen[N_QUESTIONS:] + held_out_questions(N_QUESTIONS // 2, seed)
 
 
-def trait_file(trait: str, version: str) -> dict[str, object]:
+def trait_file(trait: str, version: str) -> dict[str, Any]:
     """The content of one trait file."""
     return {
         "instruction": instruction_pairs(trait, version),
