@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -295,7 +296,9 @@ def load_vectors(path: str | Path) -> Float[Tensor, "layers d_model"]:
     if path.suffix != ".pt":
         raise ValueError(f"vector file {path} ends in {path.suffix or 'nothing'}; {expected}, ending in .pt")
     try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on other formats; the error below says it in one line
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE:
         raise ValueError(f"{path} is not a plain tensor file (nothing in it was executed); {expected}") from None
     if not isinstance(tensor, Tensor):

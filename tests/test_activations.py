@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from activation_steer import ActivationSteerer
 from persona_vectors import activations
 from persona_vectors.activations import SPANS, iter_mean_activations, mean_activations
 from persona_vectors.tokens import TokenizedSample
@@ -223,8 +224,6 @@ def test_bfloat16_model_is_reduced_in_float32():
 
 
 def test_an_active_steerer_is_seen_at_its_layer_and_above_only():
-    from activation_steer import ActivationSteerer
-
     vector = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1))
     plain = mean_activations(MODEL, SAMPLES, token_budget=100)
     with ActivationSteerer(MODEL, vector, coeff=2.0, layer_idx=1, positions="all"):
