@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Projections of a model's answers on the trait's vector, added to the table of scripts/eval_persona.sh.
-# bash scripts/cal_projection.sh GPU_ID [MODEL] [TRAIT] [LAYER] [proj|prompt_last_proj|cos_sim]
+# bash scripts/cal_projection.sh GPU_ID [MODEL] [TRAIT] [LAYER] [proj|prompt_last_proj|cos_sim] [further arguments]
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/cal_projection.sh GPU_ID [MODEL] [TRAIT] [LAYER] [TYPE]}
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
@@ -11,4 +11,4 @@ name=$(basename "$model")
 
 python -m eval.cal_projection --model_name "$model" --file_path "eval_persona_eval/$name/$trait.csv" \
   --vector_path_list "persona_vectors/$name/${trait}_response_avg_diff.pt" --layer_list "$layer" \
-  --projection_type "$type"
+  --projection_type "$type" "${@:6}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How much of a trait a model shows on the held-out eval questions, without any instruction.
-# bash scripts/eval_persona.sh GPU_ID [MODEL] [TRAIT] [JUDGE]
+# bash scripts/eval_persona.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [further arguments of eval.eval_persona]
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/eval_persona.sh GPU_ID [MODEL] [TRAIT] [JUDGE]}
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
@@ -8,4 +8,4 @@ trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}
 
 python -m eval.eval_persona --model "$model" --trait "$trait" --judge_model "$judge" --version eval \
-  --output_path "eval_persona_eval/$(basename "$model")/$trait.csv"
+  --output_path "eval_persona_eval/$(basename "$model")/$trait.csv" "${@:5}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The same questions, steered with the trait's vector (made by scripts/generate_vec.sh).
-# bash scripts/eval_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [COEF] [prompt|response|all]
+# bash scripts/eval_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [COEF] [prompt|response|all] [further arguments]
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/eval_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [COEF] [TYPE]}
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
@@ -14,4 +14,4 @@ name=$(basename "$model")
 python -m eval.eval_persona --model "$model" --trait "$trait" --judge_model "$judge" --version eval \
   --vector_path "persona_vectors/$name/${trait}_response_avg_diff.pt" --layer "$layer" --coef "$coef" \
   --steering_type "$type" \
-  --output_path "eval_persona_eval/$name/${trait}_steer_${type}_layer${layer}_coef${coef}.csv"
+  --output_path "eval_persona_eval/$name/${trait}_steer_${type}_layer${layer}_coef${coef}.csv" "${@:8}"

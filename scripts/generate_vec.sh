@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A trait's vectors: answers under its pos and neg instructions, judged, and the difference of their mean activations.
-# bash scripts/generate_vec.sh GPU_ID [MODEL] [TRAIT] [JUDGE]
+# bash scripts/generate_vec.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [further arguments of eval.eval_persona]
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/generate_vec.sh GPU_ID [MODEL] [TRAIT] [JUDGE]}
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
@@ -10,7 +10,7 @@ name=$(basename "$model")
 
 for pole in pos neg; do
   python -m eval.eval_persona --model "$model" --trait "$trait" --judge_model "$judge" --version extract \
-    --persona_instruction_type "$pole" --output_path "eval_persona_extract/$name/${trait}_${pole}_instruct.csv"
+    --persona_instruction_type "$pole" --output_path "eval_persona_extract/$name/${trait}_${pole}_instruct.csv" "${@:5}"
 done
 python generate_vec.py --model_name "$model" --trait "$trait" --save_dir "persona_vectors/$name" \
   --pos_path "eval_persona_extract/$name/${trait}_pos_instruct.csv" \

@@ -1,0 +1,93 @@
+"""Every command and import of the README runs, with the embedded model standing in where a hub model is named."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BASH = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+COMMANDS = [line for block in BASH for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+STAND_INS = {
+    "Qwen/Qwen2.5-7B-Instruct": "models/tiny-persona",
+    "gpt-4.1-mini-2025-04-14": "models/tiny-persona",
+    " evil 20 proj": " evil 3 proj",
+    " 20 2.0 response": " 3 2.0 response --n_per_question 1 --max_tokens 60",
+}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout, so that outputs do not land in the real one."""
+    copy = tmp_path_factory.mktemp("readme") / "checkout"
+    skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "results", "*_cache", "__pycache__", "eval_persona_*")
+    shutil.copytree(ROOT, copy, ignore=skipped)
+    return copy
+
+
+def stand_in(command: str) -> str:
+    """The command with the embedded model in the place of hub models and judges, and small."""
+    for named, ours in STAND_INS.items():
+        command = command.replace(named, ours)
+    if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
+        command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
+    return command
+
+
+def execute(command: list[str], checkout: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PERSONA_STORE": str(checkout / "store.sqlite"),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_the_readme_has_what_it_promises():
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    assert len(COMMANDS) > 8 and len(PYTHON) == 1
+    assert all(re.match(r"(make|python|bash) ", command) for command in COMMANDS)
+
+
+def test_the_two_commands_are_targets(checkout):
+    """They are what CI and a new user run; here only that make knows them and reaches the real work."""
+    for target, words in (("demo", "scripts/demo.sh 0"), ("test", "-m pytest"), ("check", "ruff check")):
+        (checkout / ".venv").mkdir(exist_ok=True)
+        assert words in execute(["make", "-n", target], checkout).stdout
+
+
+def test_every_other_command_runs_in_order(checkout):
+    """In order, because later ones read what earlier ones write."""
+    for command in COMMANDS[2:]:
+        execute(["bash", "-c", stand_in(command)], checkout)
+    vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
+    assert vectors.is_file() and vectors.with_suffix(".json").is_file()
+    table = (checkout / "eval_persona_eval" / "tiny-persona" / "humorous_coef1.5.csv").read_text()
+    assert "tiny-persona_humorous_response_avg_diff_proj_layer3" in table.splitlines()[0]
+    assert len(execute([sys.executable, "-c", PYTHON[0]], checkout).stdout.split()) > 5
+
+
+def test_what_the_map_names_exists():
+    lines = re.search(r"## Map\n\n```\n(.*?)```", TEXT, re.S)
+    assert lines is not None
+    folder = Path()
+    for line in lines[1].splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        if not line.startswith(" "):
+            folder = Path(names[0]) if names[0].endswith("/") else Path()
+        for name in names:
+            place = ROOT / (folder / name if line.startswith(" ") else name)
+            assert place.exists(), f"the README's map names {name}, which is not at {place}"
