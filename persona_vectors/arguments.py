@@ -35,9 +35,10 @@ def _readings(given: list[str], annotation: Any) -> Iterator[Any]:
         yield text
     if text.lower() == "none" and NoneType in kinds:
         yield None
-    if listed and text.strip(" ,"):
+    if listed and given:
         yield given
-        yield text.replace(",", " ").split()
+    if listed and (parts := text.replace(",", " ").split()):
+        yield parts
 
 
 def members(annotation: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ Source: arXiv 2507.21509.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import struct
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_vectors.activations import SPANS, iter_mean_activations
-from persona_vectors.files import atomic_write, check_output_path, write_sidecar
+from persona_vectors.files import check_output_path, write_bytes_atomic, write_sidecar
 from persona_vectors.tokens import tokenize_sample
 
 if TYPE_CHECKING:
@@ -267,8 +268,9 @@ def save_vectors(
     paths = []
     for span, tensor in vectors.items():
         path = vector_path(folder, trait, span)
-        with atomic_write(path, "wb") as file:
-            torch.save(tensor.float().contiguous().clone(), file)
+        content = io.BytesIO()  # in memory first: torch reports a full disk as a RuntimeError of its own
+        torch.save(tensor.float().contiguous().clone(), content)
+        write_bytes_atomic(path, content.getvalue())
         record = {
             "kind": "persona vectors",
             "trait": trait,

@@ -138,6 +138,7 @@ def test_jsonl_reads_back_as_it_was(tmp_path_factory, rows):
     ("content", "message"),
     [
         (b'{"a": 1}\n\n{"a": \n', "line 3: not JSON"),
+        (b'{"a": 1}\n{"a": NaN}\n', "line 2: not JSON .NaN is no JSON value"),
         (b"[1]\n", "line 1: expected a JSON object, got list"),
         (b'{"a": "\xff"}\n', "not UTF-8 text"),
     ],
