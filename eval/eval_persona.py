@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from eval.questions import DEFAULT_JUDGE, Question, load_persona_questions
 from persona_vectors import cli
 
 if TYPE_CHECKING:
@@ -18,79 +18,8 @@ if TYPE_CHECKING:
 
     from eval.finished_work import Engine
     from eval.model_utils import Steering
-    from persona_vectors.responses import PromptRow
     from persona_vectors.statistics import Interval
     from persona_vectors.store import Store
-
-DEFAULT_JUDGE = "gpt-4.1-mini-2025-04-14"
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of a trait under one system prompt, with the judge prompts that score its answers."""
-
-    id: str
-    paraphrases: tuple[str, ...]
-    judge_prompts: dict[str, str]
-    temperature: float = 1.0
-    system: str | None = None
-    judge: str = DEFAULT_JUDGE
-    judge_eval_type: str = "0_100"
-    stream: tuple[int, int] = field(default=(0, 0))  # (question, instruction) numbers; see PromptRow.stream
-
-    def rows(self, n_per_question: int) -> list[PromptRow]:
-        """The rows to be sampled: `n_per_question` samples, going round the paraphrases."""
-        from persona_vectors.responses import PromptRow
-
-        return [
-            PromptRow(
-                question=self.paraphrases[sample % len(self.paraphrases)],
-                question_index=self.stream[0],
-                question_id=self.id,
-                system=self.system,
-                stream=(*self.stream, sample),
-            )
-            for sample in range(n_per_question)
-        ]
-
-    def get_input(self, n_per_question: int) -> tuple[list[str], list[list[dict[str, str]]]]:
-        """The questions and their conversations, as the published method returns them."""
-        rows = self.rows(n_per_question)
-        return [row.question for row in rows], [row.messages() for row in rows]
-
-
-def load_persona_questions(
-    trait: str,
-    temperature: float = 1.0,
-    persona_instruction_type: str | None = None,
-    assistant_name: str | None = None,
-    judge_model: str = DEFAULT_JUDGE,
-    version: str = "extract",
-    model: str | None = None,
-) -> list[Question]:
-    """The trait's questions, each under every instruction of the pole asked for, with trait and coherence judges.
-
-    `model` is the chat model, whose folder may ship the trait in its own language.
-    """
-    from judge import COHERENCE_PROMPT
-    from persona_vectors.responses import prompt_rows
-    from persona_vectors.traits import load_coherence_prompt, load_trait
-
-    definition = load_trait(trait, version, model=model, judge_model=judge_model)
-    coherence = load_coherence_prompt(judge_model) or COHERENCE_PROMPT
-    rows = prompt_rows(definition, pole=persona_instruction_type, assistant_name=assistant_name)
-    return [
-        Question(
-            id=row.question_id,
-            paraphrases=(row.question,),
-            judge_prompts={definition.name: definition.eval_prompt, "coherence": coherence},
-            temperature=temperature,
-            system=row.system,
-            judge=judge_model,
-            stream=row.stream[:2],
-        )
-        for row in rows
-    ]
 
 
 def eval_batched(
@@ -196,6 +125,9 @@ def main(
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
+    settings = dict(locals())  # exactly the arguments, before anything else has a name
+    for name in ("output_path", "overwrite", "batch_process", "max_concurrent_judges"):  # change no answer and no score
+        del settings[name]
     from eval.model_utils import load_steering
     from judge import check_judge
     from persona_vectors.files import check_output_path
@@ -216,7 +148,7 @@ def main(
     )
     check_judge(judge_model)
     steering = load_steering(model, vector_path, layer, coef, steering_type)
-    record = _record(locals(), questions, steering)
+    record = _record(settings, questions, steering)
     _refuse_other_settings(out, record["settings"], overwrite)
     table = _evaluate(
         questions,
@@ -265,32 +197,12 @@ def _evaluate(
     return pd.concat(tables, ignore_index=True)
 
 
-_SETTINGS = (
-    "model",
-    "trait",
-    "coef",
-    "vector_path",
-    "layer",
-    "steering_type",
-    "max_tokens",
-    "n_per_question",
-    "persona_instruction_type",
-    "assistant_name",
-    "judge_model",
-    "version",
-    "seed",
-    "dtype",
-    "device_map",
-)
-
-
-def _record(arguments: dict[str, Any], questions: list[Question], steering: Steering | None) -> dict[str, Any]:
+def _record(settings: dict[str, Any], questions: list[Question], steering: Steering | None) -> dict[str, Any]:
     """What the sidecar says before the run: the settings, and by hash all that the files behind them hold."""
     from eval.finished_work import judge_identity
     from persona_vectors.models import fingerprint
     from persona_vectors.store import content_key
 
-    settings = {name: arguments[name] for name in _SETTINGS}
     content = {
         "questions": content_key("questions", questions=[[q.id, *q.paraphrases, q.system] for q in questions]),
         "judge_prompts": questions[0].judge_prompts,
