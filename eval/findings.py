@@ -8,7 +8,7 @@ is larger than every random direction's of the same norm.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,3 +244,18 @@ def samples(tables: Mapping[float, pd.DataFrame], trait: str, n_questions: int =
 
 def _score(value: Any) -> str:
     return "-" if np.isnan(value) else f"{value:.0f}"
+
+
+def record(findings: Findings) -> dict[str, Any]:
+    """The findings as JSON holds them, with NaN as None."""
+    return {**_plain(asdict(findings)), "verdict": findings.verdict, "sentence": findings.sentence()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return None if np.isnan(value) else float(value)
+    return value

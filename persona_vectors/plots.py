@@ -48,7 +48,7 @@ def steering_png(coefs: Numbers, panels: Mapping[str, tuple[Band, Band | None]])
             axis.fill_between(coefs, random.low, random.high, color=RANDOM, alpha=0.25, linewidth=0)
             axis.plot(coefs, random.mean, color=RANDOM, linestyle="--", marker="s", markersize=4, label=_RANDOM_LABEL)
         axis.fill_between(coefs, vector.low, vector.high, color=VECTOR, alpha=0.2, linewidth=0)
-        axis.plot(coefs, vector.mean, color=VECTOR, marker="o", label="persona vector, 95% interval")
+        axis.plot(coefs, vector.mean, color=VECTOR, marker="o", label=_VECTOR_LABEL)
         axis.set(xlabel="steering coefficient", title=name, ylim=(-3, 103), xticks=coefs)
     axes[0].set_ylabel("judge score")
     _legend(axes[0])
@@ -112,7 +112,7 @@ def steering_plotly(coefs: Numbers, vector: Band, random: Band | None, score: st
     traces = []
     if random is not None:
         traces += _plotly_band(coefs, random, RANDOM, _RANDOM_LABEL, dash="dash", symbol="square")
-    traces += _plotly_band(coefs, vector, VECTOR, "persona vector, 95% interval")
+    traces += _plotly_band(coefs, vector, VECTOR, _VECTOR_LABEL)
     figure = _plotly(traces, "steering coefficient", score)
     return figure.update_yaxes(range=[-3, 103])
 
@@ -122,9 +122,8 @@ def layer_auc_plotly(
 ) -> go.Figure:
     """Held-out AUC against the layer: the vector refit by fold, and random directions (mean and 95th percentile)."""
     band = Band(random_mean, random_mean, random_high)
-    exact = Band(vector, vector, vector)
     traces = _plotly_band(layers, band, RANDOM, _RANDOM_AUC_LABEL, dash="dash", symbol="square")
-    traces += _plotly_band(layers, exact, VECTOR, "difference of means, held out")
+    traces.append(_line(layers, vector, VECTOR, "difference of means, held out"))
     figure = _plotly(traces, "layer", "AUC")
     figure.add_hline(0.5, line={"color": INK, "width": 1, "dash": "dot"})
     if steered is not None:
@@ -168,8 +167,9 @@ def projections_plotly(groups: Mapping[str, Numbers], xlabel: str = "projection 
 
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond")
-_RANDOM_LABEL = "random directions, same norm: mean and range"
-_RANDOM_AUC_LABEL = "random directions: mean to 95th percentile"
+_VECTOR_LABEL = "vector, 95% interval"
+_RANDOM_LABEL = "random, same norm: mean, range"
+_RANDOM_AUC_LABEL = "random: mean to 95th percentile"
 
 
 def _canvas(n_panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
@@ -255,6 +255,7 @@ def _plotly_band(
     around = go.Scatter(
         x=_list(np.concatenate([_list(xs), _list(xs)[::-1]])),
         y=_list(np.concatenate([_list(band.high), _list(band.low)[::-1]])),
+        mode="lines",
         fill="toself",
         fillcolor=_faint(color),
         line={"width": 0},

@@ -27,7 +27,7 @@ def trace(figure, start):
 def test_steering_png_draws_both_lines_in_each_panel():
     figure = plots.steering_png(COEFS, {"evil": (V, R), "coherence": (R, None)})
     left, right = figure.axes
-    np.testing.assert_array_equal(drawn(left, "persona vector, 95% interval"), V.mean)
+    np.testing.assert_array_equal(drawn(left, plots._VECTOR_LABEL), V.mean)
     np.testing.assert_array_equal(drawn(left, plots._RANDOM_LABEL), R.mean)
     assert len(right.get_lines()) == 1
     assert (left.get_title(), right.get_title()) == ("evil", "coherence")
@@ -35,7 +35,7 @@ def test_steering_png_draws_both_lines_in_each_panel():
 
 def test_steering_plotly_has_the_interval_as_an_area():
     figure = plots.steering_plotly(COEFS, V, R, "evil")
-    assert list(trace(figure, "persona").y) == V.mean
+    assert list(trace(figure, "vector").y) == V.mean
     areas = [t for t in figure.data if t.fill == "toself"]
     assert len(areas) == 2
     assert list(areas[1].y) == [*V.high, *V.low[::-1]]
@@ -97,5 +97,5 @@ def test_plotly_json_holds_plain_numbers():
 
 def test_vector_and_random_differ_in_more_than_colour():
     figure = plots.steering_plotly(COEFS, V, R, "evil")
-    v, random = trace(figure, "persona"), trace(figure, "random")
+    v, random = trace(figure, "vector"), trace(figure, "random")
     assert v.line.dash != random.line.dash and v.marker.symbol != random.marker.symbol

@@ -1,0 +1,405 @@
+"""The whole method on one page: vectors of a few traits, what they do, and what random directions do instead.
+
+    python -m eval.demo --model models/tiny-persona --judge_model models/tiny-persona --traits evil humorous
+
+Each step is a published command, printed before it runs; only the controls (held-out AUC, random directions) are the
+demo's own. Finished answers and scores come from the store, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from persona_vectors import cli
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from eval.findings import Findings
+    from eval.finished_work import Engine
+    from persona_vectors.store import Store
+
+TINY = "models/tiny-persona"
+
+
+@dataclass
+class Run:
+    """One demo: what was asked for, and the commands that did it so far."""
+
+    model: str
+    judge_model: str
+    folder: Path
+    layer: int
+    coefs: list[float]
+    n_per_question: int
+    n_random: int
+    max_tokens: int
+    threshold: float
+    seed: int
+    dtype: str
+    device_map: str
+    commands: list[str] = field(default_factory=list)
+
+    def call(self, command: str, main: Callable[..., None], **arguments: Any) -> None:
+        """Runs a command's `main`, after printing the line that a user would type for it."""
+        words, parameters = command.split(), inspect.signature(main).parameters
+        for name, value in arguments.items():
+            if value != parameters[name].default:
+                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        self.commands.append(shlex.join(words))
+        print(f"$ {self.commands[-1]}", flush=True)
+        main(**arguments)
+
+    def extract_path(self, trait: str, pole: str) -> Path:
+        return self.folder / "extract" / f"{trait}_{pole}_instruct.csv"
+
+    def vector_path(self, trait: str) -> Path:
+        return self.folder / "vectors" / f"{trait}_response_avg_diff.pt"
+
+    def steered_path(self, trait: str, coef: float) -> Path:
+        return self.folder / "steered" / f"{trait}_coef{coef:g}.csv"
+
+
+def main(
+    model: str = TINY,
+    judge_model: str = TINY,
+    traits: list[str] = ["evil", "humorous"],  # noqa: B006 (read only; cli shows it)
+    output_dir: str = "results/demo",
+    layer: int | None = None,
+    coefs: list[float] = [0, 0.5, 1, 1.5, 2],  # noqa: B006
+    n_per_question: int = 2,
+    n_random: int = 4,
+    max_tokens: int = 80,
+    threshold: float = 50,
+    seed: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device_map: str = "auto",
+) -> None:
+    """Find the vectors of some traits, steer with them beside random directions, and write output_dir/report.html.
+
+    Ends by saying what was found: a shift counts at the largest coefficient up to which coherence loses at most 10
+    points, if its 95% interval is above 0 and no random direction of the same norm moves the score as far.
+
+    Args:
+        model: chat model: hub id or folder.
+        judge_model: an OpenAI model, a served model, or a local folder or hub id scored in process.
+        traits: names of traits, or paths of trait JSON files.
+        output_dir: folder for tables, vectors, figures and report.html; what the demo wrote there before is replaced.
+        layer: hidden_states index to steer; default two thirds of the depth.
+        coefs: steering coefficients, with 0.
+        n_per_question: samples of each question and instruction.
+        n_random: random directions of the vector's norm, each run at every coefficient.
+        max_tokens: most tokens of an answer.
+        threshold (0-100): which pairs of answers make the vector, as in generate_vec.py.
+        seed: seeds answers, random directions, folds and bootstraps.
+        dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
+        device_map: auto, cpu, or a device such as cuda:0.
+    """
+    started = time.monotonic()
+    names = _check(model, judge_model, traits, output_dir, coefs, n_per_question, n_random, max_tokens)
+    run = Run(
+        model=model,
+        judge_model=judge_model,
+        folder=Path(output_dir),
+        layer=_layer(model, layer),
+        coefs=sorted({float(coef) for coef in coefs}),
+        n_per_question=n_per_question,
+        n_random=n_random,
+        max_tokens=max_tokens,
+        threshold=threshold,
+        seed=seed,
+        dtype=dtype,
+        device_map=device_map,
+    )
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from eval.finished_work import Engine
+    from persona_vectors.store import Store
+
+    disable_progress_bar()  # of loading weights, a dozen times
+    engine = Engine(model, dtype, device_map)
+    found: list[Findings] = []
+    tables: dict[str, dict[float, pd.DataFrame]] = {}
+    with Store() as store:
+        for trait, name in zip(traits, names, strict=True):
+            findings, tables[name] = _study(run, engine, store, trait, name)
+            found.append(findings)
+    report = _write_report(run, found, tables, time.monotonic() - started)
+    _say(found, report)
+
+
+def _check(
+    model: str,
+    judge_model: str,
+    traits: list[str],
+    output_dir: str,
+    coefs: list[float],
+    n_per_question: int,
+    n_random: int,
+    max_tokens: int,
+) -> list[str]:
+    """The traits' canonical names; a ValueError for whatever is wrong before any model is loaded."""
+    from judge import check_judge
+    from persona_vectors.files import check_output_path
+    from persona_vectors.models import resolve_model
+    from persona_vectors.traits import load_trait
+
+    resolve_model(model)
+    check_judge(judge_model)
+    check_output_path(Path(output_dir) / "report.html")
+    if 0 not in coefs or min(coefs) < 0 or len(set(coefs)) < 2:
+        raise ValueError(f"--coefs must hold 0 and at least one above it, none below; got {coefs}")
+    if min(n_per_question, n_random, max_tokens) < 1:
+        raise ValueError("--n_per_question, --n_random and --max_tokens must be at least 1")
+    names = [
+        load_trait(trait, version, model=model, judge_model=judge_model).name
+        for trait in traits
+        for version in ("extract", "eval")
+    ][::2]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--traits must name different traits, at least one; got {' '.join(traits) or 'none'}")
+    return names
+
+
+def _layer(model: str, layer: int | None) -> int:
+    """The layer asked for, checked; by default two thirds of the depth, a rule that looks at no result."""
+    from persona_vectors.blocks import check_layer
+    from persona_vectors.models import load_config, resolve_model
+
+    n_layers = load_config(model).num_hidden_layers
+    chosen = round(n_layers * 2 / 3) if layer is None else layer
+    return check_layer(chosen, n_layers, resolve_model(model).label)
+
+
+def _study(run: Run, engine: Engine, store: Store, trait: str, name: str) -> tuple[Findings, dict[float, pd.DataFrame]]:
+    """One trait from its definition to its findings, and its steered tables by coefficient."""
+    from eval.findings import Findings, layer_auc, repeatability, sweep_point
+    from persona_vectors.models import resolve_model
+    from persona_vectors.responses import read_responses
+    from persona_vectors.statistics import cluster_bootstrap_mean
+    from persona_vectors.vectors import count_pairs, load_vectors
+
+    print(f"\n== {name}: answers with and without the trait, and the vector between them")
+    _make_vector(run, trait, name)
+    vectors = load_vectors(run.vector_path(name))
+    sides = {pole: read_responses(run.extract_path(name, pole), name) for pole in ("pos", "neg")}
+    counts = count_pairs(sides["pos"], sides["neg"], name, run.threshold)
+    pos, neg, questions = _activations(run, engine, name, sides)
+
+    print(f"\n== {name}: steering the answers to other questions")
+    tables = _sweep(run, trait, name)
+    randoms = _random_sweep(run, engine, store, trait, name)
+    column = f"{resolve_model(run.model).label}_{run.vector_path(name).stem}_proj_layer{run.layer}"
+    base = tables[0.0]
+    findings = Findings(
+        trait=name,
+        layer=run.layer,
+        n_pairs=counts.n_pairs,
+        n_kept=counts.n_kept,
+        pos=cluster_bootstrap_mean(sides["pos"][name].tolist(), sides["pos"]["question"].tolist()),
+        neg=cluster_bootstrap_mean(sides["neg"][name].tolist(), sides["neg"]["question"].tolist()),
+        norms=vectors.norm(dim=-1).numpy(),
+        auc=layer_auc(pos, neg, questions, run.seed),
+        split_half=repeatability(pos[:, run.layer], neg[:, run.layer], questions, run.seed),
+        points=[
+            sweep_point(coef, base, table, randoms.get(coef, [base]), name, column) for coef, table in tables.items()
+        ],
+    )
+    for table in tables.values():
+        table["projection"] = table[column]
+    return findings, tables
+
+
+def _make_vector(run: Run, trait: str, name: str) -> None:
+    """Samples and scores both sides, and writes the vectors."""
+    import generate_vec
+
+    for pole in ("pos", "neg"):
+        _evaluate(run, trait, run.extract_path(name, pole), version="extract", persona_instruction_type=pole)
+    run.call(
+        "python generate_vec.py",
+        generate_vec.main,
+        model_name=run.model,
+        pos_path=str(run.extract_path(name, "pos")),
+        neg_path=str(run.extract_path(name, "neg")),
+        trait=name,
+        save_dir=str(run.folder / "vectors"),
+        threshold=run.threshold,
+        dtype=run.dtype,
+        device_map=run.device_map,
+    )
+
+
+def _evaluate(run: Run, trait: str, path: Path, **arguments: Any) -> None:
+    """`eval_persona` with the run's settings; the demo's earlier table is replaced, its answers come from the store."""
+    from eval import eval_persona
+    from persona_vectors.files import sidecar_path
+
+    path.unlink(missing_ok=True)
+    sidecar_path(path).unlink(missing_ok=True)
+    run.call(
+        "python -m eval.eval_persona",
+        eval_persona.main,
+        model=run.model,
+        trait=trait,
+        output_path=str(path),
+        judge_model=run.judge_model,
+        n_per_question=run.n_per_question,
+        max_tokens=run.max_tokens,
+        seed=run.seed,
+        dtype=run.dtype,
+        device_map=run.device_map,
+        **arguments,
+    )
+
+
+def _activations(run: Run, engine: Engine, name: str, sides: dict[str, pd.DataFrame]) -> tuple[Any, Any, list[str]]:
+    """Mean answer activations of the kept pairs, (n, layers, d) a side, and each pair's question."""
+    from persona_vectors.activations import mean_activations
+    from persona_vectors.tokens import tokenize_sample
+    from persona_vectors.vectors import effective_pairs
+
+    pairs = effective_pairs(sides["pos"], sides["neg"], name, run.threshold)
+    samples = [
+        tokenize_sample(engine.tokenizer, prompt, answer)
+        for pole in ("pos", "neg")
+        for prompt, answer in zip(pairs[f"{pole}_prompt"], pairs[f"{pole}_answer"], strict=True)
+    ]
+    means = mean_activations(engine.model, samples, spans=("response_avg",))["response_avg"]
+    return means[: len(pairs)], means[len(pairs) :], pairs["question"].tolist()
+
+
+def _sweep(run: Run, trait: str, name: str) -> dict[float, pd.DataFrame]:
+    """The eval questions answered at each coefficient, scored and projected: coefficient -> table."""
+    from eval import cal_projection
+    from persona_vectors.responses import read_responses
+
+    tables = {}
+    for coef in run.coefs:
+        path = run.steered_path(name, coef)
+        steering = {"coef": coef, "vector_path": str(run.vector_path(name)), "layer": run.layer} if coef else {}
+        _evaluate(run, trait, path, version="eval", **steering)
+        run.call(
+            "python -m eval.cal_projection",
+            cal_projection.main,
+            file_path=str(path),
+            vector_path_list=[str(run.vector_path(name))],
+            layer_list=[run.layer],
+            model_name=run.model,
+            dtype=run.dtype,
+            device_map=run.device_map,
+        )
+        tables[coef] = read_responses(path, name)
+    return tables
+
+
+def _random_sweep(run: Run, engine: Engine, store: Store, trait: str, name: str) -> dict[float, list[pd.DataFrame]]:
+    """The same questions, random streams and coefficients under random directions of the vector's norm."""
+    from tqdm import tqdm
+
+    from eval.eval_persona import eval_batched, load_persona_questions
+    from eval.model_utils import Steering
+    from persona_vectors.statistics import random_directions
+    from persona_vectors.vectors import load_vector
+
+    questions = load_persona_questions(
+        trait,
+        temperature=0.0 if run.n_per_question == 1 else 1.0,
+        judge_model=run.judge_model,
+        version="eval",
+        model=run.model,
+    )
+    vector = load_vector(run.vector_path(name), run.layer)
+    seed = zlib.crc32(f"{name} {run.seed}".encode())  # other traits get other directions
+    directions = random_directions(run.n_random, len(vector), float(vector.norm()), seed)
+    todo = [(coef, direction) for coef in run.coefs if coef for direction in directions]
+    tables: dict[float, list[pd.DataFrame]] = {}
+    print(f"# the same under {run.n_random} random directions of the vector's norm {vector.norm():.2f}", flush=True)
+    for coef, direction in tqdm(todo, desc="random directions", unit="run"):
+        table = eval_batched(
+            questions,
+            engine,
+            store,
+            n_per_question=run.n_per_question,
+            max_tokens=run.max_tokens,
+            steering=Steering(direction, run.layer, coef),
+            seed=run.seed,
+            progress=False,
+        )
+        tables.setdefault(coef, []).append(table)
+    return tables
+
+
+def _write_report(
+    run: Run, found: list[Findings], tables: dict[str, dict[float, pd.DataFrame]], seconds: float
+) -> Path:
+    """Figures as PNG files, the page, and its sidecar; returns the page's path."""
+    from eval.findings import record, samples
+    from eval.report_page import Report, norms_figure, render, trait_figures
+    from persona_vectors.files import provenance, write_bytes_atomic, write_sidecar, write_text_atomic
+
+    shown = {run.coefs[0], run.coefs[len(run.coefs) // 2], run.coefs[-1]}
+    settings = {key: value for key, value in vars(run).items() if key != "commands"} | {"folder": str(run.folder)}
+    report = Report(
+        model=run.model,
+        judge=run.judge_model,
+        findings=found,
+        samples={name: samples(by_coef, name) for name, by_coef in tables.items()},
+        projections={
+            name: {f"coefficient {c:g}": by_coef[c]["projection"].tolist() for c in sorted(shown)}
+            for name, by_coef in tables.items()
+        },
+        commands=run.commands,
+        settings=settings,
+        provenance={**provenance(), "seconds": round(seconds)},
+        notes=_notes(run),
+    )
+    figures = {item.trait: trait_figures(item, report.projections[item.trait]) for item in found}
+    norms = norms_figure(found)
+    for figure in [figure for group in figures.values() for figure in group] + [norms]:
+        write_bytes_atomic(run.folder / "figures" / f"{figure.name}.png", figure.png)
+    path = write_text_atomic(run.folder / "report.html", render(report, figures, norms))
+    write_sidecar(path, {"settings": settings, "findings": [record(item) for item in found], "commands": run.commands})
+    return path
+
+
+def _notes(run: Run) -> list[str]:
+    """What a reader must know about this run."""
+    notes = []
+    if Path(run.model).name == Path(TINY).name:
+        notes.append(
+            "The model is a few million parameters, trained on a made-up language to show how the method works and is "
+            "checked. It is no evidence about large models."
+        )
+    if run.judge_model == run.model:
+        notes.append("The judge is the same model, so read the answers too.")
+    return notes
+
+
+def _say(found: list[Findings], report: Path) -> None:
+    """Prints the tables, what was found, and where it is."""
+    import pandas as pd
+
+    from eval.findings import COLUMNS, table_rows
+
+    for findings in found:
+        print(
+            f"\n{findings.trait}, layer {findings.layer}: judge scores, 95% intervals; random: mean (lowest to highest)"
+        )
+        print(pd.DataFrame(table_rows(findings), columns=list(COLUMNS)).to_string(index=False))
+    print("\nWhat was found")
+    for findings in found:
+        print(f"- {findings.sentence()} {findings.auc_sentence()}")
+    print(f"\nReport, with figures and answers side by side: {report}\nVectors and tables: {report.parent}/")
+
+
+if __name__ == "__main__":
+    cli.run(main)
