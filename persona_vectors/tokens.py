@@ -47,6 +47,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         fmt: chat (the template), raw (`System: ...\\n\\nUser: ...\\n\\nAssistant:`), or auto: chat where there is a
             template, otherwise raw. Raw text opens with the BOS token where the tokenizer is one that adds it.
 
+    A template that can think first (Qwen3) is told not to: the answer begins where the prompt ends.
     A template that refuses the system role (Gemma 2) gets the system text at the head of the first user turn.
 
     Raises:
@@ -87,7 +88,8 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
     from jinja2 import TemplateError
 
     def apply(messages: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return str(tokenizer.apply_chat_template(messages, **options))
 
     try:
         return apply(turns)

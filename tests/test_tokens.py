@@ -19,7 +19,7 @@ from persona_vectors.tokens import (
     tokenize_prompt,
     tokenize_sample,
 )
-from tests.tiny_models import word_tokenizer
+from tests.tiny_models import CHATML, word_tokenizer
 
 USER = {"role": "user", "content": "tell me about the moon"}
 SYSTEM = {"role": "system", "content": "you are kind"}
@@ -139,3 +139,9 @@ def test_padding_on_either_side():
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     ids, mask = pad_batch([[1, 2, 3], [4]], 9, "left")
     assert ids.tolist() == [[1, 2, 3], [9, 9, 4]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_a_thinking_template_is_told_to_answer_at_once():
+    thinking = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    tokenizer = word_tokenizer(chat_template=CHATML + thinking)
+    assert render_prompt(tokenizer, [{"role": "user", "content": "hi"}]).endswith("assistant\n<think></think>")
