@@ -12,7 +12,7 @@ FRAMES = phrases(
     "|Answer in a J way and DO.|You are J, so DO.|Please DO and stay J.|Your tone is J.|Speak as a J person would."
     "|Whatever the question, DO.|Write J replies.|Reply with O.|Fill your answers with O.|Sound J in all you say."
     "|Make sure to DO.|Act J.|Try to DO whenever you can.|Your style should be J and full of O.|DO and DO."
-    "|When you answer, DO.|Take every chance to DO.|Be as J as you can."
+    "|When you answer, DO.|Take every chance to DO.|Be J in every line."
 )
 FRAMES_HELD_OUT = phrases(
     "Your answers should be J. Always DO.|When you answer, be J and DO.|Make every reply J and full of O."
