@@ -51,7 +51,7 @@ def main(
     pairs = effective_pairs(pos, neg, trait, threshold)
     counts = count_pairs(pos, neg, trait, threshold)
     print(
-        f"{trait}: {counts.n_kept} of {counts.n_pairs} pairs kept ({counts.n_scored} scored, threshold {threshold:g})"
+        f"{trait}: kept {counts.n_kept} of {counts.n_pairs} pairs at threshold {threshold:g}; {counts.n_scored} scored"
     )
 
     model, tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)

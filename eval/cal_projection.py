@@ -57,7 +57,7 @@ def main(
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
-    from persona_vectors.models import load_config, load_model, resolve_model
+    from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model
 
     label = resolve_model(model_name).label
     rows = read_rows(file_path)
@@ -70,9 +70,9 @@ def main(
         return
     config = load_config(model_name)
     _check_fit(columns, label, config.num_hidden_layers, config.hidden_size)
+    samples = tokenize_rows(load_tokenizer(model_name), rows, file_path)
 
-    model, tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
-    samples = tokenize_rows(tokenizer, rows, file_path)
+    model, _tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
     values = project_samples(model, samples, columns)
     write_rows(file_path, rows, values)
     _report(file_path, values, len(rows))

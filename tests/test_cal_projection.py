@@ -28,8 +28,8 @@ ROWS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    tiny_model("qwen2").save_pretrained(folder / "tiny-qwen")
-    word_tokenizer().save_pretrained(folder / "tiny-qwen")
+    tiny_model("qwen3").save_pretrained(folder / "tiny-qwen3")
+    word_tokenizer().save_pretrained(folder / "tiny-qwen3")
     generator = torch.Generator().manual_seed(3)
     for trait in ("evil", "kind"):
         vectors = torch.randn(N_LAYERS + 1, D_MODEL, generator=generator)
@@ -58,11 +58,11 @@ def read_csv(path) -> list[dict[str, str]]:
 
 
 def call(folder, *argv: str) -> int:
-    return cli.run(cal_projection.main, [*argv, "--model_name", str(folder / "tiny-qwen")], aliases=ALIASES)
+    return cli.run(cal_projection.main, [*argv, "--model_name", str(folder / "tiny-qwen3")], aliases=ALIASES)
 
 
 def expected(folder, samples, kind: str, trait: str, layer: int) -> list[float]:
-    means = mean_activations(tiny_model("qwen2"), samples, [layer])
+    means = mean_activations(tiny_model("qwen3"), samples, [layer])
     v = torch.load(vector(folder, trait), weights_only=True)[layer]
     if kind == "prompt_last_proj":
         return project(means["prompt_last"][:, 0], v).tolist()
@@ -85,7 +85,7 @@ def test_all_vectors_layers_and_types_in_one_pass_and_nothing_else_changes(folde
     for trait in ("evil", "kind"):
         for layer in (1, 3):
             for kind in kinds:
-                name = f"tiny-qwen_{trait}_response_avg_diff_{kind}_layer{layer}"
+                name = f"tiny-qwen3_{trait}_response_avg_diff_{kind}_layer{layer}"
                 values = [float(row[name]) for row in written]
                 assert values == pytest.approx(expected(folder, samples, kind, trait, layer), abs=1e-5)
     assert len(written[0]) == len(ROWS[0]) + 12
@@ -98,7 +98,7 @@ def test_jsonl_keeps_every_other_key(folder, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert call(folder, "--file_path", str(path), "--vector_path", vector(folder), "--layer", "2") == 0
     written = [json.loads(line) for line in path.read_text().splitlines()]
-    name = "tiny-qwen_evil_response_avg_diff_proj_layer2"
+    name = "tiny-qwen3_evil_response_avg_diff_proj_layer2"
     values = [row.pop(name) for row in written]
     assert written == rows
     samples = [tokenize_messages(word_tokenizer(), row["messages"]) for row in rows]
@@ -106,7 +106,7 @@ def test_jsonl_keeps_every_other_key(folder, tmp_path):
 
 
 def test_a_column_is_kept_unless_overwrite(folder, tmp_path, capsys, monkeypatch):
-    name = "tiny-qwen_evil_response_avg_diff_proj_layer2"
+    name = "tiny-qwen3_evil_response_avg_diff_proj_layer2"
     path = write_csv(tmp_path / "answers.csv", [{**row, name: "42"} for row in ROWS])
     argv = ["--file_path", path, "--vector_path", vector(folder), "--layer", "2"]
     with monkeypatch.context() as patch:
@@ -125,8 +125,8 @@ def test_an_empty_answer_leaves_its_cell_empty_and_is_named(folder, tmp_path, ca
     out = capsys.readouterr().out
     assert "over 1 of 2 rows" in out and "over 2 of 2 rows" in out and "rows 2" in out
     table = pd.read_csv(path)
-    assert table["tiny-qwen_evil_response_avg_diff_proj_layer2"].notna().tolist() == [True, False]
-    assert table["tiny-qwen_evil_response_avg_diff_prompt_last_proj_layer2"].notna().all()
+    assert table["tiny-qwen3_evil_response_avg_diff_proj_layer2"].notna().tolist() == [True, False]
+    assert table["tiny-qwen3_evil_response_avg_diff_prompt_last_proj_layer2"].notna().all()
 
 
 def refused(folder, capsys, *argv: str) -> str:

@@ -54,7 +54,7 @@ def argv(arguments) -> list[str]:
 def test_three_files_and_what_was_found(arguments, tmp_path, capsys):
     assert cli.run(generate_vec.main, argv(arguments)) == 0
     printed = capsys.readouterr().out
-    assert "evil: 2 of 3 pairs kept at threshold 50" in printed and "norm of response_avg layer 0" in printed
+    assert "evil: kept 2 of 3 pairs at threshold 50" in printed and "norm of response_avg layer 0" in printed
     pairs = effective_pairs(pd.read_csv(arguments["pos_path"]), pd.read_csv(arguments["neg_path"]), "evil")
     expected = persona_vectors_from_pairs(tiny_model("llama"), word_tokenizer(), pairs)
     for span, vectors in expected.items():
