@@ -57,6 +57,7 @@ def main(
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
+    from persona_vectors.files import append_to_sidecar
     from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model
 
     label = resolve_model(model_name).label
@@ -75,6 +76,7 @@ def main(
     model, _tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
     values = project_samples(model, samples, columns)
     write_rows(file_path, rows, values)
+    append_to_sidecar(file_path, "projections", _record(model_name, dtype, vector_path_list, columns))
     _report(file_path, values, len(rows))
 
 
@@ -225,6 +227,20 @@ def write_rows(file_path: str, rows: Sequence[Mapping[str, Any]], values: Mappin
     for name, column in values.items():
         table[name] = pd.Series(list(column), dtype="float64")
     write_csv_atomic(table, file_path)
+
+
+def _record(model_name: str, dtype: str, vector_paths: Sequence[str], columns: Sequence[Column]) -> dict[str, Any]:
+    """What the sidecar says of the new columns: which model read the rows, and which vectors by their content."""
+    from persona_vectors.files import sha256_of_file
+    from persona_vectors.models import fingerprint
+
+    return {
+        "columns": [column.name for column in columns],
+        "model": model_name,
+        "model_fingerprint": fingerprint(model_name),
+        "dtype": dtype,
+        "vectors": {path: sha256_of_file(path) for path in vector_paths},
+    }
 
 
 def _report(file_path: str, values: Mapping[str, Sequence[float | None]], n: int) -> None:

@@ -231,7 +231,9 @@ def _refuse_other_settings(out: Path, settings: dict[str, Any], overwrite: bool)
 
 def _write(out: Path, table: pd.DataFrame, record: dict[str, Any]) -> None:
     """The table, its sidecar, and two lines that say what was found."""
-    from persona_vectors.files import write_csv_atomic, write_sidecar
+    import pandas as pd
+
+    from persona_vectors.files import read_sidecar, write_csv_atomic, write_sidecar
 
     trait = table.columns[-2]
     intervals = summarise(table, trait)
@@ -246,14 +248,27 @@ def _write(out: Path, table: pd.DataFrame, record: dict[str, Any]) -> None:
         }
         for name, interval in intervals.items()
     }
-    write_csv_atomic(table, out)
-    write_sidecar(out, {**record, "summary": summary})
+    added = _columns_added_since(out, table)
+    write_csv_atomic(pd.concat([table, added], axis=1), out)
+    kept = {key: value for key, value in read_sidecar(out).items() if key == "projections" and len(added.columns)}
+    write_sidecar(out, {**record, "summary": summary, **kept})
     print(f"{out}")
     for name, row in summary.items():
         print(
             f"{name + ':':<16} {row['mean']:6.2f}  95% [{row['low']:.2f}, {row['high']:.2f}]"
             f"  n_scored {row['n_scored']} of n_total {row['n_total']}, {row['n_questions']} questions"
         )
+
+
+def _columns_added_since(out: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that the file at `out` has beside the table's own (projections), if it holds the same answers."""
+    import pandas as pd
+
+    if out.exists():
+        before = pd.read_csv(out, dtype=str, keep_default_na=False)
+        if "answer" in before and before["answer"].tolist() == table["answer"].tolist():
+            return before[[name for name in before.columns if name not in table.columns]]
+    return pd.DataFrame(index=table.index)
 
 
 if __name__ == "__main__":

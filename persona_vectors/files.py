@@ -169,6 +169,18 @@ def write_sidecar(path: str | Path, record: Mapping[str, Any]) -> Path:
     )
 
 
+def append_to_sidecar(path: str | Path, key: str, entry: Mapping[str, Any]) -> Path:
+    """The sidecar of `path` with `entry`, and what produced it, at the end of the list under `key`.
+
+    For what is added to a file in place: the rest of the sidecar says how the file was made and stays, and its sha256
+    follows the file.
+    """
+    before = read_sidecar(path)
+    entries = [*before.get(key, []), {**entry, **provenance()}]
+    file = {"name": Path(path).name, "sha256": sha256_of_file(path)}
+    return write_json_atomic(sidecar_path(path), {**before, key: entries, "file": file})
+
+
 def read_sidecar(path: str | Path) -> dict[str, Any]:
     """The sidecar's content, or an empty dict where `path` has none; ValueError if it is not a JSON object."""
     sidecar = sidecar_path(path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POLES = ("pos", "neg")
+TEXT_COLUMNS = ("question", "prompt", "answer", "question_id")
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def read_responses(path: str | Path, trait: str) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"no response file at {path}; write one with python -m eval.eval_persona")
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values={trait: [""], "coherence": [""]})
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a CSV table: {error}") from error
-    wanted = ("question", "prompt", "answer", "question_id", trait, "coherence")
+    wanted = (*TEXT_COLUMNS, trait, "coherence")
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
@@ -125,6 +126,8 @@ def read_responses(path: str | Path, trait: str) -> pd.DataFrame:
 
 def _score(value: object, where: str) -> float:
     """The score as a float, NaN for an empty cell."""
+    if value == "":
+        return float("nan")
     try:
         return float(str(value))
     except ValueError:

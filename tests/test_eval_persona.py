@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from eval import eval_persona, finished_work
+from eval import cal_projection, eval_persona, finished_work
 from eval.eval_persona import eval_batched, load_persona_questions
 from eval.model_utils import Steering, load_steering, sample, sample_steering
+from persona_vectors.files import sha256_of_file
 from persona_vectors.models import load_config, load_model
 from persona_vectors.store import Store
 
@@ -131,6 +132,19 @@ def test_a_table_of_other_settings_is_not_replaced_unasked(run, tmp_path):
     (tmp_path / "mine.csv").write_text("my,own\n")
     with pytest.raises(ValueError, match="no sidecar that says how it was made"):
         run("mine.csv")
+
+
+def test_the_same_run_again_keeps_the_columns_that_were_added_to_its_table(run, vector_path, tiny_persona, tmp_path):
+    run()
+    path = str(tmp_path / "out.csv")
+    cal_projection.main(path, [vector_path], [2], model_name=tiny_persona)
+    projected = run()
+    column = "tiny-persona_any_response_avg_diff_proj_layer2"
+    assert projected[column].notna().all()
+    record = json.loads((tmp_path / "out.csv.json").read_text())
+    assert [entry["columns"] for entry in record["projections"]] == [[column]]
+    assert record["file"]["sha256"] == sha256_of_file(path) and record["settings"]["seed"] == 0
+    assert column not in run(seed=3, overwrite=True)
 
 
 def test_question_by_question_gives_the_same_answers(run, monkeypatch, tmp_path):

@@ -188,3 +188,17 @@ def test_git_commit_is_this_checkouts():
         assert commit is not None and len(commit.rstrip("+")) == 40
     else:
         assert commit is None
+
+
+def test_appending_to_a_sidecar_keeps_how_the_file_was_made(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a\n")
+    files.write_sidecar(path, {"seed": 3})
+    made = files.read_sidecar(path)
+    path.write_text("a,b\n")
+    files.append_to_sidecar(path, "projections", {"columns": ["b"]})
+    files.append_to_sidecar(path, "projections", {"columns": ["c"]})
+    after = files.read_sidecar(path)
+    assert [entry["columns"] for entry in after["projections"]] == [["b"], ["c"]]
+    assert after["seed"] == 3 and after["created"] == made["created"]
+    assert after["file"]["sha256"] == files.sha256_of_file(path) != made["file"]["sha256"]

@@ -54,7 +54,7 @@ def test_bad_arguments(options, words):
 def write(path, **changes):
     rows = prompt_rows(TRAIT)
     table = response_table(
-        rows, ["p"] * 3, ["a", "None", "nan"], {"evil": [0.0, None, 100.0], "coherence": [50, 60, None]}
+        rows, ["p"] * 3, ["12", "None", "007"], {"evil": [0.0, None, 100.0], "coherence": [50, 60, None]}
     )
     table = table.assign(**changes)
     table.to_csv(path, index=False)
