@@ -6,13 +6,13 @@ run with another seed, coefficient, vector, judge or prompt finds nothing of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.model_utils import Steering, steer_rows
 from judge import is_local_judge, make_judge
+from persona_vectors.chat_api import environment
 from persona_vectors.models import fingerprint, load_model, load_tokenizer
 from persona_vectors.sampling import sample_answers
 from persona_vectors.store import Store, content_key
@@ -106,7 +106,7 @@ def judge_identity(judge_model: str) -> dict[str, Any]:
     """What of the judge determines a score: its name and server, or the files of a local one."""
     if is_local_judge(judge_model):
         return {"local": fingerprint(judge_model)}
-    return {"model": judge_model, "base_url": os.environ.get("OPENAI_BASE_URL")}
+    return {"model": judge_model, "base_url": environment("OPENAI_BASE_URL")}
 
 
 def scores_of(
