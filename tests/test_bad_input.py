@@ -15,6 +15,7 @@ import transformers
 import generate_vec
 from eval import cal_projection, eval_persona
 from persona_vectors import cli
+from tests.tiny_models import word_tokenizer
 
 ROOT = Path(cli.__file__).parent.parent
 N_LAYERS, D_MODEL = 2, 8
@@ -53,6 +54,7 @@ def here(tmp_path_factory):
     trait["eval_prompt"] = "Is {answer} to {question} evil?"
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(json.dumps(CONFIG))
+    word_tokenizer().save_pretrained(folder / "model")
     (folder / "evil.json").write_text(json.dumps(trait))
     (folder / "broken.json").write_text('{"questions": [}')
     (folder / "no_neg.json").write_text(json.dumps(trait | {"instruction": [{"pos": "Be evil."}]}))
