@@ -122,7 +122,7 @@ class Findings:
 
     def _lost(self, point: SweepPoint) -> str:
         return (
-            f"At {point.coef:g} coherence is lost ({self.points[0].coherence.mean:.1f} -> {point.coherence.mean:.1f}), "
+            f"At {point.coef:g} coherence is lost ({self.points[0].coherence.mean:.1f} to {point.coherence.mean:.1f}), "
             "so scores from there on do not count."
         )
 

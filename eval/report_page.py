@@ -76,11 +76,12 @@ def trait_figures(findings: Findings, projections: Mapping[str, Sequence[float]]
         )
     if any(np.isfinite(np.asarray(values, dtype=float)).any() for values in projections.values()):
         drawn = {name: values for name, values in projections.items() if np.isfinite(np.asarray(values)).any()}
-        label = f"projection of the answer on the {findings.trait} vector, layer {findings.layer}"
+        label = f"projection on the {findings.trait} vector"
         figures.append(
             _figure(
                 f"{findings.trait}_projections",
-                "The steered answers, read by the unsteered model: the text itself moves along the vector.",
+                f"The steered answers, read without steering at layer {findings.layer}: the further right, the further "
+                "the text itself goes along the vector.",
                 [plots.projections_plotly(drawn, label)],
                 plots.projections_png(drawn, label),
             )
