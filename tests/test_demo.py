@@ -1,0 +1,146 @@
+"""The demo end to end on the embedded model, what it refuses, and the script that starts it."""
+
+import html
+import inspect
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import generate_vec
+from eval import cal_projection, demo, eval_persona
+from persona_vectors import cli
+from persona_vectors.vectors import load_vectors
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "models" / "tiny-persona"
+needs_tiny = pytest.mark.skipif(not (TINY / "config.json").exists(), reason="models/tiny-persona is not built yet")
+
+
+def run_demo(folder, **options):
+    small = {"traits": ["evil"], "coefs": [1.5, 0.0], "n_random": 2, "n_per_question": 1, "max_tokens": 24}
+    demo.main(str(TINY), str(TINY), output_dir=str(folder), **{**small, **options})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, store) of one small demo run, and what it printed is thrown away."""
+    base = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_STORE", str(base / "store.sqlite"))
+        run_demo(base / "out")
+    return base / "out", base / "store.sqlite"
+
+
+@needs_tiny
+def test_everything_is_written(finished):
+    folder, _ = finished
+    for name in ("evil_pos_instruct", "evil_neg_instruct"):
+        assert {"question", "prompt", "answer", "evil", "coherence"} <= set(
+            pd.read_csv(folder / "extract" / f"{name}.csv")
+        )
+    assert load_vectors(folder / "vectors" / "evil_response_avg_diff.pt").shape[0] >= 3
+    for coef in ("0", "1.5"):
+        table = pd.read_csv(folder / "steered" / f"evil_coef{coef}.csv")
+        assert len([name for name in table if name.startswith("tiny-persona_evil_response_avg_diff_proj_layer")]) == 1
+    assert {file.name for file in (folder / "figures").iterdir()} >= {"evil_steering.png", "norms.png"}
+    assert (folder / "report.html").stat().st_size > 1_000_000
+
+
+@needs_tiny
+def test_sidecar_holds_numbers_that_the_tables_give(finished):
+    folder, _ = finished
+    sidecar = json.loads((folder / "report.html.json").read_text())
+    (evil,) = sidecar["findings"]
+    tables = {coef: pd.read_csv(folder / "steered" / f"evil_coef{coef}.csv") for coef in ("0", "1.5")}
+    base, steered = evil["points"]
+    assert (base["coef"], steered["coef"]) == (0, 1.5)
+    assert steered["score"]["mean"] == pytest.approx(tables["1.5"]["evil"].mean())
+    assert steered["shift"]["mean"] == pytest.approx((tables["1.5"]["evil"] - tables["0"]["evil"]).mean())
+    assert len(steered["random_shifts"]) == 2 and steered["random_shifts"][0] != steered["random_shifts"][1]
+    assert evil["sentence"] in html.unescape((folder / "report.html").read_text())
+    assert sidecar["settings"]["seed"] == 0 and "torch" in sidecar["versions"]
+
+
+@needs_tiny
+def test_every_printed_command_is_accepted_by_its_own_front_door(finished):
+    folder, _ = finished
+    commands = json.loads((folder / "report.html.json").read_text())["commands"]
+    mains = {"eval.eval_persona": eval_persona.main, "eval.cal_projection": cal_projection.main}
+    mains["generate_vec.py"] = generate_vec.main
+    seen = set()
+    for command in commands:
+        words = shlex.split(command)
+        name = next(word for word in words[1:] if word != "-m")
+        arguments = cli.parse(mains[name], words[words.index(name) + 1 :])
+        inspect.signature(mains[name]).bind(**arguments)
+        seen.add(name)
+    assert seen == set(mains) and len(commands) == 7
+
+
+@needs_tiny
+def test_a_second_run_samples_nothing_and_says_the_same(finished, monkeypatch, capsys):
+    folder, store = finished
+    before = json.loads((folder / "report.html.json").read_text())["findings"]
+    monkeypatch.setenv("PERSONA_STORE", str(store))
+
+    def refuse(*_, **__):
+        raise AssertionError("sampled or judged again")
+
+    monkeypatch.setattr("eval.finished_work.sample_answers", refuse)
+    monkeypatch.setattr("eval.finished_work.make_judge", refuse)
+    run_demo(folder)
+    assert json.loads((folder / "report.html.json").read_text())["findings"] == before
+    printed = capsys.readouterr().out
+    assert before[0]["sentence"] in printed and f"{folder / 'report.html'}" in printed
+
+
+@needs_tiny
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--coeffs", "0", "1"], "--coefs"),
+        (["--coefs", "1", "2"], "must hold 0"),
+        (["--coefs", "0", "-1"], "none below"),
+        (["--traits", "evil", "evil"], "different traits"),
+        (["--traits", "evvil"], "evil"),
+        (["--layer", "0"], "layer 0"),
+        (["--layer", "99"], "99"),
+        (["--n_random", "0"], "--n_random"),
+        (["--model", "models/none"], "models/none"),
+        (["--judge_model", "models/none"], "models/none"),
+    ],
+)
+def test_bad_arguments_are_one_line_before_anything_runs(argv, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("persona_vectors.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    given = ["--output_dir", str(tmp_path / "out"), *argv]
+    assert cli.run(demo.main, given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_passes_gpu_model_and_judge(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" "$@"\n')
+    stub.chmod(0o755)
+
+    def script(*arguments):
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = ["bash", str(ROOT / "scripts" / "demo.sh"), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    plain = script()
+    assert plain[:3] == ["0", "-m", "eval.demo"]
+    given = cli.parse(demo.main, plain[3:])
+    assert (given["model"], given["judge_model"], given["traits"]) == (demo.TINY, demo.TINY, ["evil", "humorous"])
+    other = script("3", "org/chat", "gpt-4.1-mini-2025-04-14")
+    assert other[0] == "3"
+    given = cli.parse(demo.main, other[3:])
+    assert (given["model"], given["judge_model"]) == ("org/chat", "gpt-4.1-mini-2025-04-14")
+    assert cli.parse(demo.main, script("1", "org/chat")[3:])["judge_model"] == "org/chat"
