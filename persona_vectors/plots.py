@@ -282,5 +282,6 @@ def _plotly(traces: list[Any], xlabel: str, ylabel: str) -> go.Figure:
             margin={"l": 52, "r": 12, "t": 20, "b": 48},
             height=340,
             hovermode="x unified",
+            dragmode=False,  # a finger on a figure scrolls the page
         ),
     )
