@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -237,27 +238,30 @@ def _write(out: Path, table: pd.DataFrame, record: dict[str, Any]) -> None:
 
     trait = table.columns[-2]
     intervals = summarise(table, trait)
-    summary = {
-        name: {
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "n_scored": interval.n,
-            "n_total": len(table),
-            "n_questions": interval.n_clusters,
-        }
-        for name, interval in intervals.items()
-    }
+    summary = {name: _described(interval, len(table)) for name, interval in intervals.items()}
     added = _columns_added_since(out, table)
     write_csv_atomic(pd.concat([table, added], axis=1), out)
     kept = {key: value for key, value in read_sidecar(out).items() if key == "projections" and len(added.columns)}
     write_sidecar(out, {**record, "summary": summary, **kept})
-    print(f"{out}")
-    for name, row in summary.items():
+    print(out)
+    for name, interval in intervals.items():
         print(
-            f"{name + ':':<16} {row['mean']:6.2f}  95% [{row['low']:.2f}, {row['high']:.2f}]"
-            f"  n_scored {row['n_scored']} of n_total {row['n_total']}, {row['n_questions']} questions"
+            f"{name + ':':<16} {interval.mean:6.2f}  95% [{interval.low:.2f}, {interval.high:.2f}]"
+            f"  n_scored {interval.n} of n_total {len(table)}, {interval.n_clusters} questions"
         )
+    unscored = [name for name, interval in intervals.items() if interval.n == 0]
+    if unscored:
+        raise ValueError(
+            f"the judge gave no {' and no '.join(unscored)} score for any of {len(table)} answers; read some in {out}, "
+            "and check that --judge_model answers the trait's eval_prompt with a number"
+        )
+
+
+def _described(interval: Interval, n_total: int) -> dict[str, float | int | None]:
+    """The interval for a sidecar; JSON has no NaN, so what could not be had is null."""
+    numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    counts = {"n_scored": interval.n, "n_total": n_total, "n_questions": interval.n_clusters}
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()} | counts
 
 
 def _columns_added_since(out: Path, table: pd.DataFrame) -> pd.DataFrame:

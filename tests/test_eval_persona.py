@@ -147,6 +147,24 @@ def test_the_same_run_again_keeps_the_columns_that_were_added_to_its_table(run, 
     assert column not in run(seed=3, overwrite=True)
 
 
+def test_a_judge_that_scores_nothing_is_an_error_beside_its_table(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(eval_persona, "eval_batched", unscored(eval_persona.eval_batched))
+    with pytest.raises(ValueError, match="no humorous and no coherence score for any of 40 answers"):
+        run()
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 40
+    summary = json.loads((tmp_path / "out.csv.json").read_text())["summary"]
+    assert summary["humorous"] == {"mean": None, "low": None, "high": None} | {
+        "n_scored": 0,
+        "n_total": 40,
+        "n_questions": 0,
+    }
+
+
+def unscored(real):
+    """The same table with every score missing, as a judge that always refuses leaves it."""
+    return lambda *args, **options: real(*args, **options).assign(humorous=float("nan"), coherence=float("nan"))
+
+
 def test_question_by_question_gives_the_same_answers(run, monkeypatch, tmp_path):
     together = run(n_per_question=1)
     monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "second.sqlite"))
