@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from persona_vectors.store import Store
 
 
+def __getattr__(name: str) -> Any:
+    """The published names `sample` and `sample_steering`, imported when asked for: they need torch, a typo does not."""
+    if name in ("sample", "sample_steering"):
+        from eval import model_utils
+
+        return getattr(model_utils, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def eval_batched(
     questions: Sequence[Question],
     engine: Engine,

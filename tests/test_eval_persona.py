@@ -199,6 +199,14 @@ def test_eval_batched_steers_as_the_steerer_does(tiny_persona, vector_path):
     assert table["answer"].tolist() == answers != unsteered
 
 
+def test_the_published_names_are_importable():
+    from eval.eval_persona import Question, eval_batched, load_persona_questions, main, sample, sample_steering
+
+    assert all(map(callable, (Question, eval_batched, load_persona_questions, main, sample, sample_steering)))
+    with pytest.raises(ImportError):
+        from eval.eval_persona import sample_everything  # noqa: F401  # pyright: ignore
+
+
 def test_a_key_knows_every_part_of_the_steering():
     base = Steering(torch.ones(4), 2, 1.0, "response")
     others = [
