@@ -184,7 +184,7 @@ class SteeringHandle:
 
     def _learn_positions(self, _decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         arguments = dict(zip(self._argument_names, args, strict=False)) | kwargs
-        self._masks = call_masks(self._positions, arguments, self._prompt_lens)
+        self._masks = interventions.call_masks(self._positions, arguments, self._prompt_lens)
 
     def _block_hook(self, steps: Sequence[Intervention]):
         def steer(_block: nn.Module, _args: tuple, output: Any) -> Any:
@@ -207,44 +207,6 @@ class SteeringHandle:
                 "their positions are unknown; call the whole model, and backward before the next forward pass"
             )
         return mask
-
-
-def call_masks(
-    positions: Sequence[str], arguments: Mapping[str, Any], prompt_lens: Int[Tensor, " batch"] | None = None
-) -> dict[str, Tensor]:
-    """The token mask `(batch, seq)` of each of `positions` in one call of a decoder with these arguments by name.
-
-    Raises:
-        ValueError: prompt_lens of another batch, or a call whose tokens cannot be told apart without prompt_lens.
-    """
-    tokens = arguments.get("input_ids")
-    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-    if not isinstance(tokens, Tensor):
-        raise ValueError("steering by positions needs input_ids or inputs_embeds in the decoder's call; got neither")
-    batch, seq = tokens.shape[:2]
-    cache = arguments.get("past_key_values")
-    past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache: no copy to the host for it
-    attention_mask = arguments.get("attention_mask")
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-        attention_mask = None
-    index = interventions.token_index(
-        seq, batch, past, attention_mask, arguments.get("position_ids"), device=tokens.device
-    )
-    if prompt_lens is None:
-        if seq > 1 and bool(past > 0):
-            raise ValueError(
-                f"{seq} tokens on top of a cache may be prompt or response: give prompt_lens, the number of prompt "
-                "tokens of each row, or positions='all'"
-            )
-        lens = interventions.seen_prompt_lens(index, past, padding_known=attention_mask is not None)
-    elif prompt_lens.shape[0] != batch:
-        raise ValueError(
-            f"{prompt_lens.shape[0]} prompt_lens for a batch of {batch} rows; give one a row in batch order "
-            "(generate's num_return_sequences and num_beams repeat each row: repeat them the same way)"
-        )
-    else:
-        lens = prompt_lens.to(tokens.device)
-    return {name: interventions.position_mask(name, index, lens) for name in positions}
 
 
 def _make_compiled_code_watch_hooks() -> None:

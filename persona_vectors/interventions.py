@@ -11,6 +11,8 @@ Shapes: `hidden` is `(batch, seq, d_model)`, or `(tokens, d_model)` with one row
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -184,6 +186,42 @@ def position_mask(
         prompt_lens = prompt_lens[:, None]
     chosen = index < prompt_lens if positions == "prompt" else index >= prompt_lens - 1
     return chosen & (index >= 0)
+
+
+def call_masks(
+    positions: Sequence[str], arguments: Mapping[str, Any], prompt_lens: Int[Tensor, " batch"] | None = None
+) -> dict[str, Tensor]:
+    """The token mask `(batch, seq)` of each of `positions` in one call of a decoder with these arguments by name.
+
+    Raises:
+        ValueError: prompt_lens of another batch, or a call whose tokens cannot be told apart without prompt_lens.
+    """
+    tokens = arguments.get("input_ids")
+    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    if not isinstance(tokens, Tensor):
+        raise ValueError("steering by positions needs input_ids or inputs_embeds in the decoder's call; got neither")
+    batch, seq = tokens.shape[:2]
+    cache = arguments.get("past_key_values")
+    past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache: no copy to the host for it
+    attention_mask = arguments.get("attention_mask")
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        attention_mask = None
+    index = token_index(seq, batch, past, attention_mask, arguments.get("position_ids"), device=tokens.device)
+    if prompt_lens is None:
+        if seq > 1 and bool(past > 0):
+            raise ValueError(
+                f"{seq} tokens on top of a cache may be prompt or response: give prompt_lens, the number of prompt "
+                "tokens of each row, or positions='all'"
+            )
+        lens = seen_prompt_lens(index, past, padding_known=attention_mask is not None)
+    elif prompt_lens.shape[0] != batch:
+        raise ValueError(
+            f"{prompt_lens.shape[0]} prompt_lens for a batch of {batch} rows; give one a row in batch order "
+            "(generate's num_return_sequences and num_beams repeat each row: repeat them the same way)"
+        )
+    else:
+        lens = prompt_lens.to(tokens.device)
+    return {name: position_mask(name, index, lens) for name in positions}
 
 
 def check_positions(positions: str) -> str:
