@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,11 +96,12 @@ def sample_answers(
         raise ValueError(f"{len(prompts)} prompts need {len(prompts)} random streams, got {len(streams)}")
     ids = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, ids)
+    generate = partial(_generate, model, tokenizer, ids, max_tokens, temperature, streams, steer)
     answers: list[str | None] = [None] * len(prompts)
     budget = _TOKENS_PER_BATCH_CUDA if device_of(model).type == "cuda" else _TOKENS_PER_BATCH_CPU
     with tqdm(total=len(prompts), desc="sampling", unit="answer", disable=not progress) as bar:
         for rows in _batches([len(row) for row in ids], max_tokens, budget):
-            texts = _sample_batch(model, tokenizer, ids, rows, max_tokens, temperature, streams, steer)
+            texts = _fitting(generate, rows)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
             if on_batch is not None:
@@ -119,30 +121,16 @@ def _batches(lengths: Sequence[int], max_tokens: int, budget: int) -> Iterator[l
         start += size
 
 
-def _sample_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[list[int]],
-    rows: Sequence[int],
-    max_tokens: int,
-    temperature: float,
-    streams: Sequence[Sequence[int]],
-    steer: SteerRows | None,
-) -> list[str]:
+def _fitting(generate: Callable[[Sequence[int]], list[str]], rows: Sequence[int]) -> list[str]:
     """The batch's answers; a batch that does not fit the device is halved until it does."""
     try:
-        return _generate(model, tokenizer, ids, rows, max_tokens, temperature, streams, steer)
+        return generate(rows)
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             raise
         torch.cuda.empty_cache()
     middle = len(rows) // 2
-    halves = (rows[:middle], rows[middle:])
-    return [
-        text
-        for half in halves
-        for text in _sample_batch(model, tokenizer, ids, half, max_tokens, temperature, streams, steer)
-    ]
+    return _fitting(generate, rows[:middle]) + _fitting(generate, rows[middle:])
 
 
 @torch.inference_mode()
@@ -150,11 +138,11 @@ def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[list[int]],
-    rows: Sequence[int],
     max_tokens: int,
     temperature: float,
     streams: Sequence[Sequence[int]],
     steer: SteerRows | None,
+    rows: Sequence[int],
 ) -> list[str]:
     pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     input_ids, attention_mask = pad_batch([ids[row] for row in rows], pad_id, "left")

@@ -137,6 +137,21 @@ def test_steering_gets_the_rows_of_each_batch(chat, monkeypatch):
     assert sorted(row for rows in entered for row in rows) == [0, 1, 2, 3]
 
 
+def test_a_batch_that_does_not_fit_is_halved(chat, monkeypatch):
+    real, sizes = sampling._generate, []
+
+    def little_memory(*args):
+        sizes.append(len(args[-1]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args)
+
+    together = run(chat)
+    monkeypatch.setattr(sampling, "_generate", little_memory)
+    assert run(chat) == together
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+
 def test_errors_are_one_line(chat):
     model, tokenizer, prompts = chat
     with pytest.raises(ValueError, match="prompt 0 has .* tokens; the model's context holds 128"):
