@@ -11,7 +11,7 @@ from torch import Tensor
 from activation_steer import ActivationSteerer
 from persona_vectors.blocks import block_index
 from persona_vectors.sampling import sample_answers
-from persona_vectors.tokens import render_prompt
+from persona_vectors.tokens import PromptFormat, render_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,10 +28,15 @@ class Ask:
     system: str | None = None
     push: Float[Tensor, " d_model"] | None = field(default=None, compare=False)
     """coef * vector, added at response positions; None is unsteered"""
+    history: tuple[tuple[str, str], ...] = ()
+    """earlier questions and answers"""
+    fmt: PromptFormat = "auto"
 
     def prompt(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return render_prompt(tokenizer, [*system, {"role": "user", "content": self.question}])
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for question, answer in self.history:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return render_prompt(tokenizer, [*messages, {"role": "user", "content": self.question}], self.fmt)
 
 
 def answer_all(

@@ -4,7 +4,6 @@ Questions and instructions are the trait's extract set. Two contrasts: pos - neg
 "You are a helpful assistant."). Answers are kept as the pipeline keeps them, with the rule-based oracle as the judge.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,11 +81,3 @@ def keeps(side: str, trait: TraitSet, ask: Ask, text: str) -> bool:
         return False
     score = trait_score(text, trait.name)
     return score >= KEEP_POS if side == "pos" else score < 100 - KEEP_NEG
-
-
-def contrast_vectors(extraction: Extraction) -> dict[str, Float[Tensor, "layers d_model"]]:
-    return {contrast: extraction.vectors(contrast) for contrast in CONTRASTS}
-
-
-def auc_groups(extraction: Extraction, sides: Sequence[str]) -> list[list[int]]:
-    return [extraction.questions[side] for side in sides]
