@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY, TOOLS, L2 = "persona_vectors", ("activation_steer", "lora_utils", "judge"), ("eval", "data_generation")
-SANCTIONED = {("extract_persona_lora", "training"), ("eval.demo", "generate_vec")}
-"""A LoRA persona is two trainings; the demo is the published commands one after the other, whichever folder they are in."""
+SANCTIONED = {("extract_persona_lora", "training"), ("eval.demo_steps", "generate_vec")}
+"""A LoRA persona is two trainings; the demo is the published commands themselves, one after the other."""
 
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *ROOT.glob("persona_vectors/*.py"), *(f for d in L2 for f in ROOT.glob(f"{d}/**/*.py"))]
