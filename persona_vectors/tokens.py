@@ -88,7 +88,7 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
     from jinja2 import TemplateError
 
     def apply(messages: list[dict[str, str]]) -> str:
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         return str(tokenizer.apply_chat_template(messages, **options))
 
     try:
