@@ -20,11 +20,11 @@ N = {"n_per_question": 2, "max_tokens": 40}
 
 @pytest.fixture(scope="module")
 def vector_path(tiny_persona, tmp_path_factory):
-    """A vector file of the model's shape; its direction does not matter here."""
+    """A vector file of the model's shape, about as long as its trait vectors; its direction does not matter here."""
     config = load_config(tiny_persona)
     path = tmp_path_factory.mktemp("vectors") / "any_response_avg_diff.pt"
     generator = torch.Generator().manual_seed(0)
-    torch.save(torch.randn(config.num_hidden_layers + 1, config.hidden_size, generator=generator), path)
+    torch.save(15 * torch.randn(config.num_hidden_layers + 1, config.hidden_size, generator=generator), path)
     return str(path)
 
 
@@ -183,9 +183,7 @@ def test_eval_batched_steers_as_the_steerer_does(tiny_persona, vector_path):
     model, tokenizer = load_model(tiny_persona)
     steering = load_steering(tiny_persona, vector_path, 2, 1.5, "response")
     assert steering is not None
-    questions = load_persona_questions("humorous", 0.0, judge_model=tiny_persona, version="eval", model=tiny_persona)[
-        :3
-    ]
+    questions = load_persona_questions("humorous", 0.0, judge_model=tiny_persona, model=tiny_persona)[:3]
     with Store() as store:
         engine = finished_work.Engine(tiny_persona)
         table = eval_batched(
