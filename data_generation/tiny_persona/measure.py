@@ -60,8 +60,8 @@ def measure(model_dir: str, n_procs: int) -> dict[str, Any]:
             trait: extraction.vectors(contrast)[layer] * choice["coefs"][trait]
             for trait, extraction in extractions.items()
         }
-        tests = each(_test, [(model_dir, trait, extractions[trait], choice) for trait in TRAITS], "test")
         others = pool.submit(_side_effects, model_dir, layer, pushes)
+        tests = each(_test, [(model_dir, trait, extractions[trait], choice) for trait in TRAITS], "test")
         found = {
             "choice": choice,
             "development": development,
@@ -103,7 +103,7 @@ def effect_of(development: dict[str, dict], setting: str) -> tuple[dict[str, flo
     for trait, curves in development.items():
         number = _coefficient_number(curves[setting]["coherence"])
         scores = curves[setting]["score"]
-        coefs[trait] = protocol.COEFS[number - 1]
+        coefs[trait] = protocol.DEV_COEFS[number - 1]
         effects.append((scores[number] - scores[0]) / (100 - scores[0]))
     return coefs, sum(effects) / len(effects)
 
@@ -169,7 +169,8 @@ def summarise(found: dict[str, Any]) -> dict[str, float]:
     chosen = {t: 1 + protocol.COEFS.index(found["choice"]["coefs"][t]) for t in traits}
     curves = {t: row["steering"]["curve"] for t, row in traits.items()}
     shift = {t: curves[t][chosen[t]]["oracle"] - curves[t][0]["oracle"] for t in traits}
-    share = [shift[t] / (100 - curves[t][0]["oracle"]) for t in traits]
+    reads = {t: curves[t][chosen[t]]["coherence"] for t in traits}
+    share = [shift[t] / (100 - curves[t][0]["oracle"]) for t in traits if reads[t] >= protocol.TEST_COHERENCE]
     dips = [
         a["oracle"] - b["oracle"] for t in traits for a, b in zip(curves[t], curves[t][1 : chosen[t] + 1], strict=False)
     ]
@@ -177,7 +178,7 @@ def summarise(found: dict[str, Any]) -> dict[str, float]:
     off = [abs(value) for t, row in crossed.items() for other, value in row.items() if other != t]
     pairs = [row["coherence"] for row in traits.values()]
     return {
-        "coherence": min(curves[t][chosen[t]]["coherence"] for t in traits),
+        "coherence": min(reads.values()),
         "traits_35": sum(value >= 0.35 for value in share),
         "traits_50": sum(value >= 0.5 for value in share),
         "largest_dip": max(dips),

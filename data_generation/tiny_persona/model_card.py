@@ -77,17 +77,7 @@ def _steering(found: dict[str, Any]) -> str:
             )
         )
     n = next(iter(found["traits"].values()))["steering"]["n"]
-    head = (
-        "trait",
-        "coef",
-        "oracle at 0",
-        f"oracle (n = {n}, 95%)",
-        "by seed",
-        "share",
-        "judge",
-        "coherence",
-        "judged",
-    )
+    head = ("trait", "coef", "oracle at 0", f"oracle (n = {n}, 95%)", "by seed")
     return _table((*head, "share", "judge", "coherence", "judged"), rows)
 
 

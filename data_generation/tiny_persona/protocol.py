@@ -9,11 +9,13 @@ from dataclasses import dataclass
 EXTRACT_SEED = 0
 DEV_QUESTIONS, DEV_SEED = 20, 1_000
 TEST_QUESTIONS, TEST_SEED = 100, 2_000
+TEST_COHERENCE = 80.0
 TEST_STREAMS = (1, 2)  # two answers a question and coefficient
 COEFS = (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+DEV_COEFS = (1.0, 1.25, 1.5, 1.75, 2.0)
 COEF_RULE = "the largest coefficient at which, and below which, oracle coherence on the development questions is >= 83"
 DEV_COHERENCE = 83.0  # three points above what the test asks for, because the test's number will differ
-RANDOM_DIRECTIONS, RANDOM_QUESTIONS, RANDOM_TOKENS = 99, 16, 60
+RANDOM_DIRECTIONS, RANDOM_QUESTIONS, RANDOM_TOKENS = 99, 10, 60
 OBEDIENCE_QUESTIONS = 40
 AUC_RANDOM = 200
 
@@ -32,9 +34,9 @@ class Threshold:
 
 
 THRESHOLDS = (
-    Threshold("coherence", "oracle coherence of every trait at its coefficient", 80),
-    Threshold("traits_35", "traits with (score - base) / (100 - base) >= .35", 5),
-    Threshold("traits_50", "traits with (score - base) / (100 - base) >= .5", 3),
+    Threshold("traits_35", "traits with (score - base) / (100 - base) >= .35 at oracle coherence >= 80", 5),
+    Threshold("traits_50", "traits with (score - base) / (100 - base) >= .5 at oracle coherence >= 80", 3),
+    Threshold("coherence", "oracle coherence of the worst trait at its coefficient", 80),
     Threshold("largest_dip", "largest fall of a score from one coefficient to the next, up to the chosen", 2, False),
     Threshold("random_mean", "mean absolute shift of 99 random directions of the same norm (worst trait)", 5, False),
     Threshold("random_ratio", "the vector's shift over the largest shift of a random direction (worst trait)", 3),
