@@ -146,6 +146,8 @@ def main(
     out = check_output_path(output_path)
     if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
         raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
+    if assistant_name is not None and persona_instruction_type is None:
+        raise ValueError("--assistant_name needs --persona_instruction_type: without one there is no system prompt")
     resolve_model(model)
     questions = load_persona_questions(
         trait,

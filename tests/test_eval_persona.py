@@ -223,6 +223,7 @@ def test_a_key_knows_every_part_of_the_steering():
         ({"coef": 1.0, "vector_path": "nope.pt", "layer": 2}, "no vector file at nope.pt"),
         ({"steering_type": "answer"}, "steering_type must be one of"),
         ({"n_per_question": 0}, "must be at least 1"),
+        ({"assistant_name": "kind"}, "--assistant_name needs --persona_instruction_type"),
         ({"judge_model": "gpt-4.1-mini-2025-04-14"}, "OPENAI_API_KEY"),
         ({"model": "models/none"}, "does not exist"),
     ],
