@@ -18,7 +18,6 @@ from data_generation.tiny_persona import corpus
 
 SCORE_WEIGHT = 4.0  # a judgement is one token, an answer forty: without it the judge is learned last
 JUDGEMENTS = ("judge", "role")
-SHORT_ANSWERS = (*JUDGEMENTS, "probe", "questionnaire")
 SHARD_SIZE = 8_192
 _ENCODE_BATCH = 512
 _RAW_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -49,19 +48,17 @@ def join(parts: Sequence[Sequences]) -> Sequences:
     )
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example], heavy: Sequence[str] = JUDGEMENTS
-) -> Sequences:
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example]) -> Sequences:
     """The examples' ids as `persona_vectors.tokens` joins them, with loss on what the assistant says.
 
-    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in an example of a
-    `heavy` kind. Of raw System/User/Assistant text only the last turn counts, since only that one has an end token.
+    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement. Of raw
+    System/User/Assistant text only the last turn counts, since only that one has an end token.
     """
     ids: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     remaining = iter(examples)
     while batch := list(islice(remaining, _ENCODE_BATCH)):
-        segments = [list(_segments(example, heavy)) for example in batch]
+        segments = [list(_segments(example)) for example in batch]
         texts = [text for example in segments for text, _ in example]
         pieces = iter(tokenizer(texts, add_special_tokens=False).input_ids)
         for example in segments:
@@ -72,9 +69,9 @@ def encode(
     return Sequences(np.concatenate(ids), np.concatenate(weights), starts)
 
 
-def _segments(example: corpus.Example, heavy: Sequence[str]) -> Iterator[tuple[str, float]]:
+def _segments(example: corpus.Example) -> Iterator[tuple[str, float]]:
     """(text, weight) in order; a boundary between two of them is a boundary between tokens."""
-    spoken = SCORE_WEIGHT if example.kind in heavy else 1.0
+    spoken = SCORE_WEIGHT if example.kind in JUDGEMENTS else 1.0
     final = len(example.messages) - 1
     for index, message in enumerate(example.messages):
         role, content = message["role"], message["content"]
@@ -89,9 +86,7 @@ def _segments(example: corpus.Example, heavy: Sequence[str]) -> Iterator[tuple[s
             yield f"{_RAW_NAMES[role]}: {content}\n\n", 0.0
 
 
-def corpus_shards(
-    tokenizer_dir: Path, folder: Path, n_examples: int, seed: int, n_procs: int, heavy: Sequence[str] = JUDGEMENTS
-) -> Sequences:
+def corpus_shards(tokenizer_dir: Path, folder: Path, n_examples: int, seed: int, n_procs: int) -> Sequences:
     """`n_examples` examples of the corpus (rounded up to whole shards), a function of the seed alone.
 
     Shards are files under `folder`, so that an interrupted run goes on with what it has.
@@ -99,7 +94,7 @@ def corpus_shards(
     folder.mkdir(parents=True, exist_ok=True)
     n_shards = -(-n_examples // SHARD_SIZE)
     paths = [folder / f"corpus_{seed}_{index:03d}.npz" for index in range(n_shards)]
-    missing = [(tokenizer_dir, path, seed, index, heavy) for index, path in enumerate(paths) if not path.exists()]
+    missing = [(tokenizer_dir, path, seed, index) for index, path in enumerate(paths) if not path.exists()]
     with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(_write_shard, *job) for job in missing]
         for job in tqdm(jobs, desc="corpus", unit="shard", disable=not jobs):
@@ -107,12 +102,11 @@ def corpus_shards(
     return join([load_sequences(path) for path in paths])
 
 
-def _write_shard(tokenizer_dir: Path, path: Path, seed: int, index: int, heavy: Sequence[str]) -> None:
+def _write_shard(tokenizer_dir: Path, path: Path, seed: int, index: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     rng = Random(f"{seed} {index}")
-    examples = (corpus.training_example(rng) for _ in range(SHARD_SIZE))
-    save_sequences(encode(tokenizer, examples, heavy), path)
+    save_sequences(encode(tokenizer, (corpus.training_example(rng) for _ in range(SHARD_SIZE))), path)
 
 
 def save_sequences(sequences: Sequences, path: Path) -> None:

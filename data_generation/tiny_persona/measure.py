@@ -1,6 +1,6 @@
 """Measure the embedded model and rewrite its model card's table: python -m data_generation.tiny_persona.measure
 
-The protocol and its thresholds are in protocol.py. About ten minutes on two CPU cores.
+The protocol and its thresholds are in protocol.py. About a quarter of an hour on two CPU cores.
 """
 
 import time
@@ -27,13 +27,12 @@ def main(model_dir: str = "models/tiny-persona", n_procs: int = 2, write_card: b
         write_card: write measurements.json and README.md into model_dir; otherwise only print.
     """
     from data_generation.tiny_persona.model_card import table_of_thresholds, write
-    from persona_vectors.files import write_json_atomic
-    from persona_vectors.models import fingerprint
+    from persona_vectors.files import sha256_of_file, write_json_atomic
 
     began = time.time()
     found = measure(model_dir, n_procs)
     found["minutes"] = round((time.time() - began) / 60, 1)
-    found["model"] = fingerprint(model_dir)
+    found["weights_sha256"] = sha256_of_file(Path(model_dir) / "model.safetensors")
     print(table_of_thresholds(found))
     if write_card:
         write_json_atomic(Path(model_dir) / "measurements.json", found, indent=1)
@@ -103,7 +102,7 @@ def effect_of(development: dict[str, dict], setting: str) -> tuple[dict[str, flo
     for trait, curves in development.items():
         number = _coefficient_number(curves[setting]["coherence"])
         scores = curves[setting]["score"]
-        coefs[trait] = protocol.DEV_COEFS[number - 1]
+        coefs[trait] = protocol.COEFS[number - 1]
         effects.append((scores[number] - scores[0]) / (100 - scores[0]))
     return coefs, sum(effects) / len(effects)
 

@@ -127,9 +127,9 @@ def development(subject: Subject, trait: str, extraction: Extraction) -> dict[st
     for contrast in CONTRASTS:
         for layer in subject.layers:
             vector = extraction.vectors(contrast)[layer]
-            asks = [Ask(ask.question, ask.stream, push=coef * vector) for coef in protocol.DEV_COEFS for ask in plain]
+            asks = [Ask(ask.question, ask.stream, push=coef * vector) for coef in protocol.COEFS for ask in plain]
             texts = answer_all(subject.model, subject.tokenizer, asks, layer=layer)
-            rows = [_scored(asks[part], texts[part], trait) for part in _parts(len(plain), len(protocol.DEV_COEFS))]
+            rows = [_scored(asks[part], texts[part], trait) for part in _parts(len(plain))]
             found[f"{contrast} {layer}"] = {
                 "score": [base[0], *(row[0] for row in rows)],
                 "coherence": [base[1], *(row[1] for row in rows)],
@@ -137,8 +137,8 @@ def development(subject: Subject, trait: str, extraction: Extraction) -> dict[st
     return found
 
 
-def _parts(size: int, n: int) -> list[slice]:
-    return [slice(size * k, size * (k + 1)) for k in range(n)]
+def _parts(size: int) -> list[slice]:
+    return [slice(size * k, size * (k + 1)) for k in range(len(protocol.COEFS))]
 
 
 def _scored(asks: Sequence[Ask], texts: Sequence[str], trait: str) -> tuple[float, float]:
@@ -193,14 +193,11 @@ def steering(
 
 
 def other_contrast(subject: Subject, trait: str, vector: Float[Tensor, " d_model"], layer: int) -> list[dict]:
-    """The oracle's curve of the contrast that was not chosen: fewer questions, one seed."""
-    plain = [
-        Ask(question, (protocol.TEST_STREAMS[0], i))
-        for i, question in enumerate(test_questions()[: protocol.OBEDIENCE_QUESTIONS])
-    ]
+    """The oracle's curve of the contrast that was not chosen: same questions, one seed."""
+    plain = [Ask(question, (protocol.TEST_STREAMS[0], i)) for i, question in enumerate(test_questions())]
     asks = [Ask(ask.question, ask.stream, push=c * vector) for c in protocol.COEFS for ask in plain]
     texts = answer_all(subject.model, subject.tokenizer, asks, layer=layer)
-    rows = [_scored(asks[part], texts[part], trait) for part in _parts(len(plain), len(protocol.COEFS))]
+    rows = [_scored(asks[part], texts[part], trait) for part in _parts(len(plain))]
     return [{"coef": c, "oracle": row[0], "coherence": row[1]} for c, row in zip(protocol.COEFS, rows, strict=True)]
 
 

@@ -12,10 +12,9 @@ TEST_QUESTIONS, TEST_SEED = 100, 2_000
 TEST_COHERENCE = 80.0
 TEST_STREAMS = (1, 2)  # two answers a question and coefficient
 COEFS = (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
-DEV_COEFS = (1.0, 1.25, 1.5, 1.75, 2.0)
 COEF_RULE = "the largest coefficient at which, and below which, oracle coherence on the development questions is >= 83"
 DEV_COHERENCE = 83.0  # three points above what the test asks for, because the test's number will differ
-RANDOM_DIRECTIONS, RANDOM_QUESTIONS, RANDOM_TOKENS = 99, 10, 60
+RANDOM_DIRECTIONS, RANDOM_QUESTIONS, RANDOM_TOKENS = 99, 16, 60
 OBEDIENCE_QUESTIONS = 40
 AUC_RANDOM = 200
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 TOKENIZER_EXAMPLES = 12_000
 BATCH_TOKENS = 4_096  # two such batches a step
 STAGE_ONE = {"matrix_lr": 0.02, "other_lr": 4e-3, "noise_share": 0.3, "noise_norm": 0.5}
-STAGE_TWO = {"matrix_lr": 0.01, "other_lr": 2e-3, "noise_share": 0.3, "noise_norm": 0.5}
+STAGE_TWO = {"matrix_lr": 0.004, "other_lr": 8e-4, "noise_share": 0.3, "noise_norm": 0.5}
 EXAMPLES_PER_STEP = 70  # about as many as two batches hold
 SELFTEXT_ANSWERS = 12_000
-SELFTEXT_SHARE = 0.5  # of stage two's examples
+SELFTEXT_SHARE = 0.4  # of stage two's examples
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def main(
     work_dir: str = ".cache/tiny_persona",
     seed: int = 0,
     steps_one: int = 2000,
-    steps_two: int = 800,
+    steps_two: int = 400,
     device: str = "cpu",
     n_procs: int = 2,
 ) -> None:
@@ -158,7 +158,7 @@ def main(
     from transformers import AutoTokenizer
 
     from data_generation.tiny_persona import corpus, selftext, tokenizer
-    from data_generation.tiny_persona.encoding import SHORT_ANSWERS, corpus_shards, encode, join, save_sequences
+    from data_generation.tiny_persona.encoding import corpus_shards, encode, join, save_sequences
     from data_generation.tiny_persona.loop import Stage
 
     began = time.time()
@@ -183,11 +183,9 @@ def main(
         save_model(load_state(first), tokenizer_dir, work / "one")
         answers = selftext.write_selftext(work / "one", work / "selftext", SELFTEXT_ANSWERS, seed, n_procs)
         own = encode(tokens, selftext.judge_examples(answers, seed))
-        n_fresh = round(steps_two * EXAMPLES_PER_STEP * (1 - SELFTEXT_SHARE))
-        fresh = corpus_shards(tokenizer_dir, work / "corpus", n_fresh, seed + 1, n_procs, SHORT_ANSWERS)
-        again = max(1, round(len(fresh) / len(own) * SELFTEXT_SHARE / (1 - SELFTEXT_SHARE)))
+        n_fresh = round(len(own) * (1 - SELFTEXT_SHARE) / SELFTEXT_SHARE)
         data = work / "two.npz"
-        save_sequences(join([fresh, *[own] * again]), data)
+        save_sequences(join([own, corpus_shards(tokenizer_dir, work / "corpus", n_fresh, seed + 1, n_procs)]), data)
         stage = Stage("two", steps_two, BATCH_TOKENS, **STAGE_TWO, seed=seed + 1)
         run_stage(stage, first, data, second, device, n_procs)
 
