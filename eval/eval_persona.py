@@ -282,7 +282,7 @@ def _columns_added_since(out: Path, table: pd.DataFrame) -> pd.DataFrame:
     if out.exists():
         before = pd.read_csv(out, dtype=str, keep_default_na=False)
         if "answer" in before and before["answer"].tolist() == table["answer"].tolist():
-            return before[[name for name in before.columns if name not in table.columns]]
+            return before.drop(columns=[name for name in before.columns if name in table.columns])
     return pd.DataFrame(index=table.index)
 
 
