@@ -179,7 +179,7 @@ def _notes(run: Run) -> list[str]:
             "checked. It is no evidence about large models."
         )
     if run.judge_model == run.model:
-        notes.append("The judge is the same model, so read the answers too.")
+        notes.append("The judge is the same model: how far it can be trusted, on coherence least, its model card says. Read the answers.")
     return notes
 
 

@@ -75,7 +75,7 @@ def test_every_other_command_runs_in_order(checkout):
         execute(["bash", "-c", stand_in(command)], checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
     assert vectors.is_file() and vectors.with_suffix(".json").is_file()
-    table = (checkout / "eval_persona_eval" / "tiny-persona" / "humorous_coef1.5.csv").read_text()
+    table = (checkout / "eval_persona_eval" / "tiny-persona" / "humorous_coef1.csv").read_text()
     assert "tiny-persona_humorous_response_avg_diff_proj_layer3" in table.splitlines()[0]
     assert len(execute([sys.executable, "-c", PYTHON[0]], checkout).stdout.split()) > 5
 
