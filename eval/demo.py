@@ -176,10 +176,11 @@ def _notes(run: Run) -> list[str]:
     if Path(run.model).name == Path(TINY).name:
         notes.append(
             "The model is a few million parameters, trained on a made-up language to show how the method works and is "
-            "checked. It is no evidence about large models."
+            "checked. It is no evidence about large models. Its model card says what its scores are worth as a judge: "
+            "least on coherence."
         )
     if run.judge_model == run.model:
-        notes.append("The judge is the same model: how far it can be trusted, on coherence least, its model card says. Read the answers.")
+        notes.append("The judge is the same model, so read the answers too.")
     return notes
 
 
