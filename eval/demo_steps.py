@@ -212,4 +212,22 @@ def _random_sweep(run: Run, engine: Engine, store: Store, trait: str, name: str)
             progress=False,
         )
         tables.setdefault(coef, []).append(table)
+    _keep_randoms(run, name, tables, {"seed": seed, "norm": float(vector.norm()), "layer": run.layer})
     return tables
+
+
+def _keep_randoms(run: Run, name: str, tables: dict[float, list[pd.DataFrame]], how: dict[str, Any]) -> None:
+    """The control's answers as one table, so that they can be read like the vector's own."""
+    import pandas as pd
+
+    from persona_vectors.files import write_csv_atomic, write_sidecar
+
+    rows = [
+        table.assign(coef=coef, direction=number)
+        for coef, runs in tables.items()
+        for number, table in enumerate(runs, start=1)
+    ]
+    if rows:
+        path = run.folder / "steered" / f"{name}_random.csv"
+        write_csv_atomic(pd.concat(rows, ignore_index=True), path)
+        write_sidecar(path, {"random_directions": how | {"n": run.n_random}, "model": run.model, "trait": name})

@@ -61,6 +61,10 @@ def test_sidecar_holds_numbers_that_the_tables_give(finished):
     assert (base["coef"], steered["coef"]) == (0, 1.5)
     assert steered["score"]["mean"] == pytest.approx(tables["1.5"]["evil"].mean())
     assert steered["shift"]["mean"] == pytest.approx((tables["1.5"]["evil"] - tables["0"]["evil"]).mean())
+    randoms = pd.read_csv(folder / "steered" / "evil_random.csv")
+    shifts = randoms.groupby("direction")["evil"].mean() - tables["0"]["evil"].mean()
+    assert steered["random_shifts"] == pytest.approx(shifts.tolist())
+    assert (folder / "steered" / "evil_random.csv.json").is_file()
     assert len(steered["random_shifts"]) == 2 and steered["random_shifts"][0] != steered["random_shifts"][1]
     assert evil["sentence"] in html.unescape((folder / "report.html").read_text())
     assert sidecar["settings"]["seed"] == 0 and "torch" in sidecar["versions"]
