@@ -103,14 +103,18 @@ def _adapter_base(folder: Path) -> str:
 
 def load_config(name: str) -> PretrainedConfig:
     """The text model's config, read without its weights: `num_hidden_layers` and `hidden_size` are known from here."""
+    return _whole_config(name).get_text_config()
+
+
+def _whole_config(name: str) -> PretrainedConfig:
+    """The config as stored; of a model with more than text, only this one knows the revision."""
     from transformers import AutoConfig
 
     source = resolve_model(name)
     try:
-        config = AutoConfig.from_pretrained(source.base)
+        return AutoConfig.from_pretrained(source.base)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the config of model {name}: {_first_line(error)}") from error
-    return config.get_text_config()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -207,7 +211,7 @@ def fingerprint(name: str) -> str:
     if source.is_local:
         _update_with_folder(digest, Path(source.base))
     else:
-        digest.update(f"{source.base}@{getattr(load_config(source.base), '_commit_hash', None)}".encode())
+        digest.update(f"{source.base}@{getattr(_whole_config(source.base), '_commit_hash', None)}".encode())
     if source.adapter is not None:
         _update_with_folder(digest, source.adapter)
     return digest.hexdigest()

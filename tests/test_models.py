@@ -147,3 +147,19 @@ def test_fingerprint_follows_the_weights(base, adapter, tmp_path):
     assert before == fingerprint(str(base)) != fingerprint(str(adapter))
     assert fingerprint(str(save(tmp_path / "same"))) == before
     assert fingerprint(str(save(tmp_path / "other", seed=1))) != before
+
+
+def test_a_hub_models_fingerprint_follows_its_revision_even_below_a_text_config(monkeypatch):
+    import transformers
+
+    class Nested:
+        _commit_hash = "one"
+
+        def get_text_config(self):
+            return object()
+
+    config = Nested()
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_args, **_kwargs: config)
+    before = fingerprint("some-org/some-model")
+    config._commit_hash = "two"
+    assert fingerprint("some-org/some-model") != before
