@@ -2,6 +2,7 @@
 
 Development questions and seeds choose one layer, one contrast and, by COEF_RULE, a coefficient for each trait. The test
 questions, disjoint from them, are then read once. Neither was seen in training: topics are held out.
+One count was made stricter after the first reading: an effect counts only at oracle coherence >= TEST_COHERENCE.
 """
 
 from dataclasses import dataclass
