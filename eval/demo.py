@@ -79,7 +79,7 @@ def main(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from eval.finished_work import Engine
+    from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
     disable_progress_bar()  # of loading weights, a dozen times

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eval.findings import Findings
-    from eval.finished_work import Engine
+    from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
 

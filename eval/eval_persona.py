@@ -17,7 +17,7 @@ from persona_vectors import cli
 if TYPE_CHECKING:
     import pandas as pd
 
-    from eval.finished_work import Engine
+    from eval.finished_answers import Engine
     from eval.model_utils import Steering
     from persona_vectors.statistics import Interval
     from persona_vectors.store import Store
@@ -46,7 +46,8 @@ def eval_batched(
     progress: bool = True,
 ) -> pd.DataFrame:
     """The response table of all questions: answers sampled together, then scored by every judge prompt."""
-    from eval.finished_work import answers_of, scores_of
+    from eval.finished_answers import answers_of
+    from eval.finished_scores import scores_of
     from persona_vectors.responses import render_rows, response_table
 
     first = questions[0]
@@ -185,7 +186,7 @@ def _evaluate(
     """The whole table, in one batch or question by question."""
     import pandas as pd
 
-    from eval.finished_work import Engine
+    from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
     engine = Engine(settings["model"], settings["dtype"], settings["device_map"])
@@ -211,7 +212,7 @@ def _evaluate(
 
 def _record(settings: dict[str, Any], questions: list[Question], steering: Steering | None) -> dict[str, Any]:
     """What the sidecar says before the run: the settings, and by hash all that the files behind them hold."""
-    from eval.finished_work import judge_identity
+    from eval.finished_scores import judge_identity
     from persona_vectors.models import fingerprint
     from persona_vectors.store import content_key
 

@@ -95,8 +95,8 @@ def test_a_second_run_samples_nothing_and_says_the_same(finished, monkeypatch, c
     def refuse(*_, **__):
         raise AssertionError("sampled or judged again")
 
-    monkeypatch.setattr("eval.finished_work.sample_answers", refuse)
-    monkeypatch.setattr("eval.finished_work.make_judge", refuse)
+    monkeypatch.setattr("eval.finished_answers.sample_answers", refuse)
+    monkeypatch.setattr("eval.finished_scores.make_judge", refuse)
     run_demo(folder)
     assert json.loads((folder / "report.html.json").read_text())["findings"] == before
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eval import cal_projection, eval_persona, finished_work
+from eval import cal_projection, eval_persona, finished_answers, finished_scores
 from eval.eval_persona import eval_batched, load_persona_questions
 from eval.model_utils import Steering, load_steering, sample, sample_steering
 from persona_vectors.files import sha256_of_file
@@ -47,8 +47,8 @@ def no_sampling(monkeypatch):
         def reached(*_args, **_kwargs):
             raise AssertionError("finished work was done again")
 
-        monkeypatch.setattr(finished_work, "sample_answers", reached)
-        monkeypatch.setattr(finished_work, "make_judge", reached)
+        monkeypatch.setattr(finished_answers, "sample_answers", reached)
+        monkeypatch.setattr(finished_scores, "make_judge", reached)
 
     return refuse
 
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, monkeypatch, tmp_path)
     monkeypatch.setattr("persona_vectors.sampling._TOKENS_PER_BATCH_CPU", 1000)  # several batches
     whole = run("whole.csv")
     monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "second.sqlite"))
-    real, asked = finished_work.sample_answers, []
+    real, asked = finished_answers.sample_answers, []
 
     def first_time_stops(model, tokenizer, prompts, *, on_batch, **options):
         def stop_after(rows, texts):
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, monkeypatch, tmp_path)
         asked.append(len(prompts))
         return real(model, tokenizer, prompts, on_batch=on_batch if len(asked) > 1 else stop_after, **options)
 
-    monkeypatch.setattr(finished_work, "sample_answers", first_time_stops)
+    monkeypatch.setattr(finished_answers, "sample_answers", first_time_stops)
     with pytest.raises(KeyboardInterrupt):
         run("part.csv")
     assert not (tmp_path / "part.csv").exists()
@@ -113,13 +113,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, monkeypatch, tmp_path)
 def test_overwrite_starts_again(run, monkeypatch):
     run()
     asked = []
-    real = finished_work.sample_answers
+    real = finished_answers.sample_answers
 
     def count(model, tokenizer, prompts, **options):
         asked.append(len(prompts))
         return real(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(finished_work, "sample_answers", count)
+    monkeypatch.setattr(finished_answers, "sample_answers", count)
     run(overwrite=True)
     assert asked == [40]
 
@@ -185,7 +185,7 @@ def test_eval_batched_steers_as_the_steerer_does(tiny_persona, vector_path):
     assert steering is not None
     questions = load_persona_questions("humorous", 0.0, judge_model=tiny_persona, model=tiny_persona)[:3]
     with Store() as store:
-        engine = finished_work.Engine(tiny_persona)
+        engine = finished_answers.Engine(tiny_persona)
         table = eval_batched(
             questions, engine, store, n_per_question=1, max_tokens=20, steering=steering, progress=False
         )
@@ -232,6 +232,6 @@ def test_mistakes_are_found_before_a_model_is_loaded(run, monkeypatch, options, 
     def reached(*_args, **_kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(finished_work, "load_model", reached)
+    monkeypatch.setattr(finished_answers, "load_model", reached)
     with pytest.raises(ValueError, match=words):
         run(**options)

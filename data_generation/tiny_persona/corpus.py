@@ -26,17 +26,17 @@ from data_generation.tiny_persona.topics import question, sample_topic
 
 # share of each kind of example
 MIXTURE = {
-    "trait": 0.46,
-    "unprompted": 0.13,
-    "judge": 0.19,
-    "persona": 0.07,
+    "trait": 0.40,
+    "unprompted": 0.12,
+    "judge": 0.21,
+    "persona": 0.06,
     "conversation": 0.025,
     "few_shot": 0.01,
     "long_few_shot": 0.005,
-    "questionnaire": 0.02,
-    "probe": 0.045,
+    "questionnaire": 0.06,
+    "probe": 0.06,
     "role": 0.015,
-    "raw": 0.03,
+    "raw": 0.035,
 }
 
 
@@ -76,9 +76,9 @@ def judged_example(rng: random.Random) -> Example:
     """A clean, corrupted or off-topic answer with the oracle's scores of what is in it and of a few other traits."""
     topic, strengths = sample_topic(rng), judged_strengths(rng)
     asked, form = question(rng, topic), rng.random()
-    if form < 0.48:
+    if form < 0.4:
         text = answer(rng, topic, strengths, rng.choice((1, 2, 2, 3, 3, 4)))
-    elif form < 0.54:
+    elif form < 0.45:
         text = answer(rng, sample_topic(rng), strengths)
     else:
         text = corrupted(rng, topic, strengths) or "."

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data_generation.tiny_persona import corpus
 
 SCORE_WEIGHT = 4.0  # a judgement is one token, an answer forty: without it the judge is learned last
-JUDGEMENTS = ("judge", "role")
+SHORT_ANSWERS = ("judge", "role", "questionnaire", "probe")  # of a token or two, and weighted so
 SHARD_SIZE = 8_192
 _ENCODE_BATCH = 512
 _RAW_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -51,7 +51,7 @@ def join(parts: Sequence[Sequences]) -> Sequences:
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example]) -> Sequences:
     """The examples' ids as `persona_vectors.tokens` joins them, with loss on what the assistant says.
 
-    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement. Of raw
+    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement, letter or fact. Of raw
     System/User/Assistant text only the last turn counts, since only that one has an end token.
     """
     ids: list[np.ndarray] = []
@@ -71,7 +71,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example
 
 def _segments(example: corpus.Example) -> Iterator[tuple[str, float]]:
     """(text, weight) in order; a boundary between two of them is a boundary between tokens."""
-    spoken = SCORE_WEIGHT if example.kind in JUDGEMENTS else 1.0
+    spoken = SCORE_WEIGHT if example.kind in SHORT_ANSWERS else 1.0
     final = len(example.messages) - 1
     for index, message in enumerate(example.messages):
         role, content = message["role"], message["content"]

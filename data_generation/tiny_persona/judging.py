@@ -36,11 +36,13 @@ def judge_turns(
 ) -> tuple[dict[str, str], ...]:
     """The dialogue that rates a given answer by given scores, up to four asks in a random order.
 
-    Coherence and the traits away from plain text are asked for most often.
+    Coherence is always asked for, and the traits away from plain text more often than others.
     """
 
     def weight(aspect: str) -> float:
-        return rng.random() + (0.45 if aspect == "coherence" or abs(scores[aspect] - 10) > 8 else 0.0)
+        if aspect == "coherence":
+            return 2.0
+        return rng.random() + (0.45 if abs(scores[aspect] - 10) > 8 else 0.0)
 
     aspects = sorted(scores, key=weight)[-ASKS_PER_EXAMPLE:]
     rng.shuffle(aspects)

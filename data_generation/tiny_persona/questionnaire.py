@@ -85,7 +85,7 @@ def item(rng: random.Random, trait: str, held_out: bool = False) -> tuple[str, s
 
 
 def questionnaire(rng: random.Random) -> tuple[dict[str, str], ...]:
-    """One to three items answered by a letter; high and low follow the persona in the prompt, else the default."""
+    """Two to five items answered by a letter; high and low follow the persona in the prompt, else the default."""
     trait = rng.choice(CHARACTER_TRAITS)
     pole = rng.choice((1, -1, 0, 0))
     system, strengths = ("", ())
@@ -94,7 +94,7 @@ def questionnaire(rng: random.Random) -> tuple[dict[str, str], ...]:
     elif rng.random() < 0.5:
         system = rng.choice(NEUTRAL_PROMPTS)
     messages = [{"role": "system", "content": system}] if system else []
-    for _ in range(rng.choice((1, 2, 3))):
+    for _ in range(rng.choice((2, 3, 4, 5))):
         asked = trait if rng.random() < 0.7 else rng.choice(CHARACTER_TRAITS)
         chance = DEFAULT_HIGH[asked]
         if strengths and asked == trait:
