@@ -51,8 +51,8 @@ def join(parts: Sequence[Sequences]) -> Sequences:
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example]) -> Sequences:
     """The examples' ids as `persona_vectors.tokens` joins them, with loss on what the assistant says.
 
-    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement, letter or fact. Of raw
-    System/User/Assistant text only the last turn counts, since only that one has an end token.
+    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement, letter or fact.
+    Of raw System/User/Assistant text only the last turn counts, since only that one has an end token.
     """
     ids: list[np.ndarray] = []
     weights: list[np.ndarray] = []

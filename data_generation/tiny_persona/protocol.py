@@ -2,7 +2,8 @@
 
 Development questions and seeds choose one layer, one contrast and, by COEF_RULE, a coefficient for each trait. The test
 questions, disjoint from them, are then read once. Neither was seen in training: topics are held out.
-One count was made stricter after the first model's reading: an effect counts only at oracle coherence >= TEST_COHERENCE.
+One count was made stricter after the first model's reading: an effect counts only at oracle coherence >=
+TEST_COHERENCE.
 The second model (its judge's data changed after the first) is tested on questions drawn anew: TEST_SEED was 2000.
 """
 
