@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_vectors import chat_api, models, scores
+from persona_vectors.judging import JudgeOptions as JudgeOptions
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -262,14 +263,17 @@ def make_judge(
     *,
     device_map: str | None = None,
     dtype: str | None = None,
+    options: JudgeOptions | None = None,
 ) -> OpenAiJudge | LocalJudge:
     """The judge that `judge_model` names, checked (`check_judge`) but not yet loaded.
 
     Local judges of the same model share one set of weights: the trait's and the coherence judge cost one load.
     """
-    check_judge(judge_model)
+    check_judge(judge_model, options)
     if is_local_judge(judge_model):
         return LocalJudge(judge_model, prompt_template, eval_type, device_map=device_map, dtype=dtype)
+    if options is not None and options != JudgeOptions(max_concurrent=options.max_concurrent):
+        raise ValueError("judge_mode text and max_requests_per_minute are not there yet")
     return OpenAiJudge(judge_model, prompt_template, eval_type)
 
 
@@ -282,12 +286,16 @@ def is_local_judge(judge_model: str) -> bool:
     return "/" in judge_model and not chat_api.environment("OPENAI_BASE_URL")
 
 
-def check_judge(judge_model: str) -> None:
+def check_judge(judge_model: str, options: JudgeOptions | None = None) -> None:
     """Returns if the judge can be expected to work; nothing is loaded and nobody is called.
 
     Raises:
         ValueError: a local judge that is not there, or an API judge without OPENAI_API_KEY and OPENAI_BASE_URL.
     """
+    if options is not None and options.mode == "text" and is_local_judge(judge_model):
+        raise ValueError(
+            f"judge {judge_model} is scored in process, exactly, and writes no text; leave out --judge_mode"
+        )
     if not judge_model:
         raise ValueError("the judge's name is empty; name an OpenAI model or a local judge such as models/tiny-persona")
     if judge_model.startswith(_PATH_STARTS) and not Path(judge_model).expanduser().is_dir():

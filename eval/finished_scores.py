@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from judge import is_local_judge, make_judge
+from judge import JudgeOptions, is_local_judge, make_judge
 from persona_vectors.chat_api import environment
 from persona_vectors.models import fingerprint
 from persona_vectors.store import Store, content_key
@@ -27,7 +27,8 @@ def scores_of(
     *,
     store: Store,
     eval_type: str = "0_100",
-    max_concurrent: int = 100,
+    options: JudgeOptions | None = None,
+    max_concurrent: int | None = None,
     overwrite: bool = False,
     progress: str | None = None,
 ) -> list[float | None]:
@@ -36,6 +37,7 @@ def scores_of(
     None where the judge answered and gave no score. A call that failed raises after the others are stored, so the
     same command asks only for what is missing.
     """
+    options = options or JudgeOptions(max_concurrent=max_concurrent or 100)
     identity = judge_identity(judge_model)
     keys = [
         content_key("score", judge=identity, template=template, eval_type=eval_type, question=question, answer=answer)
@@ -44,7 +46,7 @@ def scores_of(
     known = {} if overwrite else store.get_many(keys)
     todo = list({key: row for row, key in enumerate(keys) if key not in known}.values())
     if todo:
-        scorer = make_judge(judge_model, template, eval_type)
+        scorer = make_judge(judge_model, template, eval_type, options=options)
         with _Buffer(lambda finished: store.put_many(finished, kind="score")) as buffer:
 
             def keep(position: int, score: float | None) -> None:
@@ -52,7 +54,7 @@ def scores_of(
                 buffer.add(keys[todo[position]], score)
 
             scorer.score_batch(
-                [items[row] for row in todo], max_concurrent=max_concurrent, progress=progress, on_scored=keep
+                [items[row] for row in todo], max_concurrent=options.max_concurrent, progress=progress, on_scored=keep
             )
     return [known[key] for key in keys]
 
