@@ -48,14 +48,25 @@ def test_streams_decide_the_answer(chat):
     assert same[0] == same[1] != same[2]
 
 
-def test_small_batches_change_nothing(chat, monkeypatch):
+@pytest.mark.parametrize("group", [1, 3, 16])
+def test_on_batch_gets_each_row_once_whatever_the_slots(chat, monkeypatch, group):
     together = run(chat)
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)  # one row at a time
+    monkeypatch.setattr(sampling, "_GROUP", group)
+    monkeypatch.setattr(sampling, "_GROUP_SECONDS", float("inf"))
     seen: list[tuple[list[int], list[str]]] = []
     assert run(chat, on_batch=lambda rows, texts: seen.append((list(rows), list(texts)))) == together
     assert sorted(row for rows, _ in seen for row in rows) == [0, 1, 2, 3]
     assert all(texts == [together[row] for row in rows] for rows, texts in seen)
-    assert all(len(rows) == 1 for rows, _ in seen)
+    assert [len(rows) for rows, _ in seen] == {1: [1, 1, 1, 1], 3: [3, 1], 16: [4]}[group]
+
+
+def test_answers_are_not_held_back_for_long(chat, monkeypatch):
+    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_GROUP_SECONDS", 0.0)
+    sizes: list[int] = []
+    run(chat, on_batch=lambda rows, _: sizes.append(len(rows)))
+    assert sizes == [1, 1, 1, 1]
 
 
 def test_temperature_zero_is_the_argmax_of_a_plain_loop(chat):
@@ -88,30 +99,44 @@ def test_the_models_generation_defaults_stay_out_and_come_back(chat):
 
 
 def test_the_first_token_is_never_an_end_token_and_later_ones_may_be():
-    ends = [2, 5]
-    sampler = RowSampler(np.random.default_rng(0).random((5000, 2)), 1.0, width=4, end_ids=ends)
-    first = sampler(torch.zeros(5000, 4, dtype=torch.long), torch.zeros(5000, 64)).argmax(-1)
-    later = sampler(torch.zeros(5000, 5, dtype=torch.long), torch.zeros(5000, 64)).argmax(-1)
+    ends, rows = [2, 5], range(5000)
+    sampler = RowSampler(np.random.default_rng(0).random((5000, 2)), 1.0, ends)
+    first = sampler.pick(torch.zeros(5000, 64), rows, [0] * 5000)
+    later = sampler.pick(torch.zeros(5000, 64), rows, [1] * 5000)
+    mixed = sampler.pick(torch.zeros(5000, 64), rows, [0] * 2500 + [1] * 2500)
     assert not set(first.tolist()) & set(ends)
     assert set(later.tolist()) >= set(ends)
+    assert torch.equal(mixed, torch.cat([first[:2500], later[2500:]]))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-4, 4), min_size=5, max_size=5), st.sampled_from([0.5, 1.0, 2.0]))
 def test_row_sampler_draws_from_the_softmax(logits, temperature):
     uniforms = (np.arange(2000)[:, None] + 0.5) / 2000  # evenly spread: frequencies are exact to 1/2000 a token
-    sampler = RowSampler(uniforms, temperature, width=3, end_ids=[])
-    scores = torch.tensor(logits).expand(2000, 5)
-    drawn = sampler(torch.zeros(2000, 3, dtype=torch.long), scores).argmax(-1)
+    sampler = RowSampler(uniforms, temperature, [])
+    drawn = sampler.pick(torch.tensor(logits).expand(2000, 5), range(2000), [0] * 2000)
     frequency = torch.bincount(drawn, minlength=5) / 2000
     expected = (torch.tensor(logits) / temperature).softmax(-1)
     assert torch.allclose(frequency, expected, atol=2e-3)
 
 
 def test_a_masked_token_is_never_drawn():
-    sampler = RowSampler(np.array([[0.0], [1 - 1e-12]]), 1.0, width=1, end_ids=[0, 3])
-    drawn = sampler(torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)).argmax(-1)
-    assert set(drawn.tolist()) <= {1, 2}
+    sampler = RowSampler(np.array([[0.0], [1 - 1e-12]]), 1.0, [0, 3])
+    assert set(sampler.pick(torch.zeros(2, 4), [0, 1], [0, 0]).tolist()) <= {1, 2}
+
+
+def test_generate_is_left_the_picked_token_only():
+    sampler = RowSampler(np.random.default_rng(0).random((3, 2)), 1.0, [0], width=4)
+    scores = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
+    forced = sampler(torch.zeros(3, 5, dtype=torch.long), scores)  # one token after a prompt of 4
+    assert torch.equal(forced.argmax(-1), sampler.pick(scores, range(3), [1] * 3))
+    assert torch.isfinite(forced).sum(-1).tolist() == [1, 1, 1]
+
+
+def test_row_streams_are_those_of_numpy_and_as_long_as_the_row_needs():
+    uniforms = sampling.RowUniforms([(0, 1), (7,)], [3, 2])
+    assert uniforms[0].tolist() == np.random.default_rng([0, 1]).random(3).tolist()
+    assert len(uniforms[1]) == 2
 
 
 def test_end_tokens_come_from_tokenizer_and_configs(chat):
@@ -134,22 +159,8 @@ def test_steering_gets_the_rows_of_each_batch(chat, monkeypatch):
         yield
 
     assert run(chat, steer=steer) == run(chat)
-    assert sorted(row for rows in entered for row in rows) == [0, 1, 2, 3]
-
-
-def test_a_batch_that_does_not_fit_is_halved(chat, monkeypatch):
-    real, sizes = sampling._generate, []
-
-    def little_memory(*args):
-        sizes.append(len(args[-1]))
-        if sizes[-1] > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args)
-
-    together = run(chat)
-    monkeypatch.setattr(sampling, "_generate", little_memory)
-    assert run(chat) == together
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert {row for rows in entered for row in rows} == {0, 1, 2, 3}
+    assert any(len(rows) > 1 for rows in entered)
 
 
 def test_errors_are_one_line(chat):
@@ -158,6 +169,10 @@ def test_errors_are_one_line(chat):
         sample_answers(model, tokenizer, ["the cat " * 80], max_tokens=2, temperature=0.0, streams=[(0,)])
     with pytest.raises(ValueError, match="need 1 random streams, got 0"):
         sample_answers(model, tokenizer, prompts[:1], max_tokens=2, temperature=0.0, streams=[])
+    with pytest.raises(ValueError, match="max_tokens must be at least 1; got 0"):
+        run(chat, max_tokens=0)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        sample_answers(model, tokenizer, [prompts[0], ""], max_tokens=2, temperature=0.0, streams=[(0,), (1,)])
 
 
 def test_logits_that_are_not_finite_are_an_error(chat):
@@ -172,3 +187,66 @@ def test_logits_that_are_not_finite_are_an_error(chat):
 
     with pytest.raises(ValueError, match="NaN or infinite at answer token 0"):
         run(chat, steer=break_model)
+
+
+def test_an_error_later_on_names_the_token_and_delivers_what_had_ended(chat, monkeypatch):
+    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)  # one row after the other
+    calls, stored = [], {}
+
+    @contextmanager
+    def break_later(rows):
+        if list(rows) == [2]:
+            calls.append(rows)
+        handle = chat[0].lm_head.register_forward_hook(
+            lambda _module, _args, out: out * float("nan") if len(calls) == 2 else out  # its first decoding step
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    whole = run(chat)
+    with pytest.raises(ValueError, match="NaN or infinite at answer token 1; lower --coef"):
+        run(chat, steer=break_later, on_batch=lambda rows, texts: stored.update(zip(rows, texts, strict=True)))
+    assert stored == {row: whole[row] for row in stored} and 0 < len(stored) < 4
+
+
+def test_an_error_of_on_batch_is_not_met_with_the_same_rows_again(chat, monkeypatch):
+    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_GROUP", 2)
+    asked: list[list[int]] = []
+
+    def full(rows, _):
+        asked.append(list(rows))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(chat, on_batch=full)
+    assert len(asked) == 1
+
+
+def test_an_interrupt_loses_no_finished_row(chat, monkeypatch):
+    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    entered, stored = [], {}
+
+    @contextmanager
+    def interrupt(rows):
+        entered.append(rows)
+        if len(entered) > 4:
+            raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        run(chat, steer=interrupt, on_batch=lambda rows, texts: stored.update(zip(rows, texts, strict=True)))
+    assert len(stored) == 2  # each row enters twice: to be prefilled, and to be decoded
+
+
+def test_the_end_of_the_context_ends_an_answer():
+    model, tokenizer = tiny_model("gpt2", n_positions=24), word_tokenizer()
+    model.config.eos_token_id = None  # so that only a limit ends it
+    prompts = ["the cat " * 4, "the dog"]
+    tokenizer.eos_token = None
+    texts = sample_answers(model, tokenizer, prompts, max_tokens=60, temperature=1.0, streams=[(0,), (1,)])
+    lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in (*prompts, *texts)]
+    assert lengths[0] + lengths[2] <= 24 and lengths[1] + lengths[3] <= 24
+    assert lengths[3] > lengths[2]
