@@ -1,0 +1,351 @@
+"""The steering receipt: what a steered run really adds to the hidden states, measured before the run.
+
+One forward pass over a prompt and one decoding step, without and with the steerings, a row each, by the path that the
+run itself takes (`steer_rows`). Each block's output is read twice in each pass: before any hook has touched it, and
+after the last. What lies between is what hooks changed. It must be
+
+    coef * vector   at the steered layer, at the steered positions
+    0               at every other position, and at every other layer, exactly;
+
+and without the steerings 0 everywhere, or the model already carries a hook and would be steered twice. What enters the
+steered layer's hook must be what it is in the unsteered pass.
+
+A sum is rounded to the hidden state's precision, so an entry may differ from coef * vector by `u * |sum|` and, where
+coef * vector is itself made in that precision, by `3u * |coef * vector|` (u: half the distance from 1 to the next
+number). The bound holds for each entry on its own, so that the few very large ones of a residual stream hide nothing of
+the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from activation_steer import ActivationSteererMultiple
+from eval.model_utils import Steering
+from persona_vectors.blocks import block_index, decoder_blocks, device_of, hidden_of, model_label, unwrap
+from persona_vectors.tokens import tokenize_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def steer_rows(
+    model: PreTrainedModel, steerings: Sequence[Steering]
+) -> Callable[[Sequence[int]], AbstractContextManager]:
+    """Rows that each carry their own steering; until eval.model_utils has it."""
+
+    def steer(rows: Sequence[int]) -> AbstractContextManager:
+        chosen = [steerings[row] for row in rows]
+        instructions = []
+        for layer, positions in sorted({(own.layer, own.positions) for own in chosen}):
+            mine = [own.coef if (own.layer, own.positions) == (layer, positions) else 0.0 for own in chosen]
+            vectors = torch.stack([own.vector.float() for own in chosen])
+            own = {"steering_vector": vectors, "coeff": torch.tensor(mine), "layer_idx": block_index(layer)}
+            instructions.append(own | {"positions": positions, "per_row": True})
+        return ActivationSteererMultiple(model, instructions)
+
+    return steer
+
+
+_TOKENS_PER_BATCH = 16_384
+_STEPS = ("prefill", "decode")
+_WHERE = {
+    "all": "every token",
+    "prompt": "every prompt token and no answer token",
+    "response": "the last prompt token and every answer token",
+}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one steering was seen to add.
+
+    Attributes:
+        expected: |coef * vector|, what was asked for.
+        prefill, decode: what was added along coef * vector, a mean over the steered tokens of that pass; 0 where
+            `positions` names none of them (prompt, in decoding).
+        relative_error: the largest |added - coef * vector| / |coef * vector| of a steered token.
+        tolerance: what rounding to `dtype` can make of that at most.
+        hidden_norm: mean norm of the unsteered hidden states where it is added, leaving the prompt's first token out
+            where there are others: many models park a norm there that is far from all others.
+        n_prompt_tokens: tokens of the prompt it was measured on.
+        dtype: of the hidden states.
+    """
+
+    layer: int
+    coef: float
+    positions: str
+    expected: float
+    prefill: float
+    decode: float
+    relative_error: float
+    tolerance: float
+    hidden_norm: float
+    n_prompt_tokens: int
+    dtype: str
+
+    def line(self) -> str:
+        """What was asked for and what was seen, in one line."""
+        return (
+            f"steering receipt: layer {self.layer}, coef {self.coef:g}: adds {self.prefill:.4g} (asked "
+            f"{self.expected:.4g}) to {_WHERE[self.positions]}, {self.expected / self.hidden_norm:.2g} of the residual "
+            "norm; nothing elsewhere"
+        )
+
+
+def take_receipts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    steerings: Sequence[Steering],
+) -> list[Receipt]:
+    """A receipt for each steering, in order, all of them in the same two passes.
+
+    Args:
+        prompt: a rendered chat prompt.
+        steerings: each with a coefficient and a vector other than 0.
+
+    Raises:
+        ValueError: one line, where what is added is not coef * vector at the layer and positions asked for: nothing,
+            twice as much, at another layer or position, NaN or infinite, or too small for the model's precision; or
+            where the model is changed by hooks before this steering.
+    """
+    ids = tokenize_prompt(tokenizer, prompt)
+    if not ids:
+        raise ValueError("the steering receipt needs a prompt; got an empty one")
+    for steering in steerings:
+        if not float(steering.coef) * float(steering.vector.float().norm()):
+            raise ValueError(f"{_name(steering)} asks for no change: coef or vector is 0; leave it out")
+    size = max(1, _TOKENS_PER_BATCH // len(ids))
+    batches = [steerings[start : start + size] for start in range(0, len(steerings), size)]
+    return [receipt for batch in batches for receipt in _measure(model, ids, batch)]
+
+
+@dataclass
+class _Reading:
+    """One forward pass: what hooks changed at every layer, and the hidden states at each row's own layer.
+
+    Attributes:
+        changes: layer -> (rows, tokens), the largest absolute change of an entry; 0 means not a bit.
+        before, after: row -> (tokens, d_model), before the first and after the last hook of the row's layer.
+    """
+
+    changes: dict[int, Float[Tensor, "rows tokens"]] = field(default_factory=dict)
+    before: dict[int, Tensor] = field(default_factory=dict)
+    after: dict[int, Tensor] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def _measure(model: PreTrainedModel, ids: list[int], steerings: Sequence[Steering]) -> list[Receipt]:
+    """The receipts of one batch. Both runs have the same shapes, so that untouched numbers are equal to the bit."""
+    layers = [steering.layer for steering in steerings]
+    plain, token = _run(model, ids, layers, nullcontext(), None)
+    _check_untouched(plain, model_label(model))
+    steered, _ = _run(model, ids, layers, steer_rows(model, steerings)(range(len(steerings))), token)
+    return [_receipt(row, steering, plain, steered) for row, steering in enumerate(steerings)]
+
+
+def _run(
+    model: PreTrainedModel, ids: list[int], layers: Sequence[int], steering: AbstractContextManager, token: int | None
+) -> tuple[list[_Reading], int]:
+    """The readings of a prefill of `ids`, once for each of `layers`, and of one decoding step; and that step's token.
+
+    Without a `token` given it is the likeliest one, so that another run can be given the same.
+    """
+    device = device_of(model)
+    prompt = torch.tensor([ids] * len(layers), device=device)  # (rows, tokens)
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters else {}
+    readings = []
+    with _first_hooks(model) as fresh, steering:
+        with _last_hooks(model, fresh, layers, readings):
+            readings.append(_Reading())
+            output = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), use_cache=True, **last)
+            token = int(output.logits[0, -1].argmax()) if token is None else token
+            step = torch.full_like(prompt[:, :1], token)
+            mask = torch.ones(len(layers), len(ids) + 1, dtype=torch.long, device=device)
+            readings.append(_Reading())
+            model(input_ids=step, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True, **last)
+    n_layers = len(decoder_blocks(model))
+    if any(len(reading.changes) < n_layers for reading in readings):
+        raise RuntimeError(
+            f"{model_label(model)} ran blocks without their hooks: nothing can be said about steering it"
+        )
+    return readings, token
+
+
+@contextmanager
+def _first_hooks(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Copies of the latest block outputs by layer, taken before any other hook on the block."""
+    fresh: dict[int, Tensor] = {}
+
+    def reader(layer: int) -> Any:
+        def read(_block: nn.Module, _args: tuple, output: Any) -> None:
+            fresh[layer] = hidden_of(output).clone()  # a hook may write in place
+
+        return read
+
+    with _hooks(model, reader, prepend=True):
+        yield fresh
+
+
+@contextmanager
+def _last_hooks(
+    model: nn.Module, fresh: dict[int, Tensor], layers: Sequence[int], readings: list[_Reading]
+) -> Iterator[None]:
+    """Completes the latest reading; to be entered inside the steering, so that its hooks come last."""
+
+    def reader(layer: int) -> Any:
+        def read(_block: nn.Module, _args: tuple, output: Any) -> None:
+            before, after = fresh.pop(layer), hidden_of(output)
+            reading = readings[-1]
+            reading.changes[layer] = (after.float() - before.float()).abs().amax(-1).cpu()
+            for row in (row for row, own in enumerate(layers) if own == layer):
+                reading.before[row], reading.after[row] = before[row].cpu(), after[row].cpu()
+
+        return read
+
+    with _hooks(model, reader, prepend=False):
+        yield
+
+
+@contextmanager
+def _hooks(model: nn.Module, reader: Any, *, prepend: bool) -> Iterator[None]:
+    handles = []
+    try:
+        for block_idx, block in enumerate(decoder_blocks(model)):
+            handles.append(block.register_forward_hook(reader(block_idx + 1), prepend=prepend))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_untouched(plain: Sequence[_Reading], label: str) -> None:
+    """Refuses a model whose blocks' outputs hooks already change, or that is not finite by itself."""
+    for reading in plain:
+        for layer, changes in reading.changes.items():
+            if not torch.isfinite(changes).all():
+                raise ValueError(
+                    f"steering receipt: {label} itself gives NaN or infinite hidden states at layer {layer}; use "
+                    "--dtype float32 or bfloat16"
+                )
+            if changes.any():
+                raise ValueError(
+                    f"steering receipt: a hook already changes layer {layer} of {label} before this steering is added "
+                    "(would it be steered twice?); remove it first"
+                )
+
+
+def _receipt(row: int, steering: Steering, plain: Sequence[_Reading], steered: Sequence[_Reading]) -> Receipt:
+    push = float(steering.coef) * steering.vector.detach().double().cpu()  # (d_model,)
+    expected = float(push.norm())
+    along = dict.fromkeys(_STEPS, 0.0)
+    errors, bounds, norms = [], [], []
+    for step, reference, reading in zip(_STEPS, plain, steered, strict=True):
+        where = _expected_tokens(steering.positions, step, len(reference.before[row]))
+        _check_place(steering, step, reading, row, where, expected)
+        _check_upstream(steering, reference.before[row], reading.before[row])
+        before, after = reading.before[row][where], reading.after[row][where]
+        if len(before):
+            error, bound, along[step] = _compare(steering, step, before, after, push)
+            errors.append(error)
+            bounds.append(bound)
+            spare_first = step == "prefill" and len(where) > 1
+            norms.append(
+                reference.before[row][where & (torch.arange(len(where)) >= int(spare_first))].float().norm(dim=-1)
+            )
+    return Receipt(
+        layer=steering.layer,
+        coef=float(steering.coef),
+        positions=steering.positions,
+        expected=expected,
+        prefill=along["prefill"],
+        decode=along["decode"],
+        relative_error=max(errors),
+        tolerance=max(bounds),
+        hidden_norm=float(torch.cat(norms).mean()),
+        n_prompt_tokens=len(plain[0].before[row]),
+        dtype=str(plain[0].before[row].dtype).removeprefix("torch."),
+    )
+
+
+def _expected_tokens(positions: str, step: str, n_tokens: int) -> Bool[Tensor, " tokens"]:
+    """Which tokens of a pass are to be steered; told here anew, not asked of the steerer."""
+    if step == "decode":
+        return torch.full((n_tokens,), positions != "prompt")
+    return torch.arange(n_tokens) >= (n_tokens - 1 if positions == "response" else 0)
+
+
+def _check_place(
+    steering: Steering, step: str, reading: _Reading, row: int, where: Bool[Tensor, " tokens"], expected: float
+) -> None:
+    """Refuses a change at another layer or position, none where one was asked for, and what is not finite."""
+    name = _name(steering)
+    changes = {layer: change[row] for layer, change in reading.changes.items()}
+    broken = [layer for layer, change in changes.items() if not torch.isfinite(change).all()]
+    if broken:
+        raise ValueError(
+            f"{name} makes hidden states NaN or infinite in {step}, first at layer {broken[0]}; lower --coef"
+        )
+    others = [layer for layer, change in changes.items() if layer != steering.layer and change.any()]
+    at_others = f"layer{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+    touched = changes[steering.layer] != 0
+    if where.any() and not touched[where].any():
+        instead = f"; {at_others} changed instead" if others else ""
+        raise ValueError(f"{name} adds nothing there in {step}; expected {expected:.4g}{instead}")
+    if others:
+        raise ValueError(f"{name} also changes {at_others} in {step}; expected layer {steering.layer} only")
+    stray = (touched & ~where).nonzero().flatten().tolist()
+    if stray:
+        raise ValueError(
+            f"{name} also changes {len(stray)} of {int((~where).sum())} tokens it must leave alone in {step} (token "
+            f"{stray[0]} of {len(where)}, counted from 0)"
+        )
+
+
+def _check_upstream(steering: Steering, plain: Tensor, steered: Tensor) -> None:
+    """Refuses a change of what enters the steered layer's hook. Equal to the bit in a dense model; in a mixture of
+    experts a row's neighbours decide how its sums are grouped, hence a rounding for every layer below."""
+    difference = (steered.double() - plain.double()).norm(dim=-1)  # (tokens,)
+    rounding = steering.layer * (torch.finfo(plain.dtype).eps + 64 * torch.finfo(torch.float32).eps)
+    if (difference > rounding * plain.double().norm(dim=-1)).any():
+        raise ValueError(
+            f"{_name(steering)} also changes what enters that layer, by up to {float(difference.max()):.4g}; expected "
+            "no change below it"
+        )
+
+
+def _compare(
+    steering: Steering, step: str, before: Tensor, after: Tensor, push: Float[Tensor, " d_model"]
+) -> tuple[float, float, float]:
+    """(relative error, what rounding may make of it, what was added along the push) of one pass's steered tokens."""
+    unit = torch.finfo(after.dtype).eps / 2
+    added = after.double() - before.double()  # (tokens, d_model)
+    allowed = unit * ((before.double() + push).abs() + 4 * push.abs()) + torch.finfo(after.dtype).tiny
+    error, expected = (added - push).abs(), float(push.norm())
+    along = float((added @ push).mean()) / expected
+    if (push.abs() <= allowed).all(-1).any():
+        norm, dtype = float(before.double().norm(dim=-1).mean()), str(after.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{_name(steering)} asks for {expected:.3g} where hidden states have norm {norm:.3g}: it is lost in the "
+            f"rounding of {dtype}; raise --coef or use --dtype float32"
+        )
+    if (error > allowed).any():
+        twice = " (is it steered twice?)" if 1.9 < along / expected < 2.1 else ""
+        raise ValueError(
+            f"{_name(steering)} adds {along:.4g} along its vector in {step}, {along / expected:.3g} times the "
+            f"{expected:.4g} asked for, and is off by {float(error.norm(dim=-1).max()):.3g}{twice}"
+        )
+    return float(error.norm(dim=-1).max()) / expected, float(allowed.norm(dim=-1).max()) / expected, along
+
+
+def _name(steering: Steering) -> str:
+    return f"steering receipt: steering layer {steering.layer} by coef {steering.coef:g} at {steering.positions}"
