@@ -1,7 +1,8 @@
 """Judges: a language model scores an answer for a trait or for coherence, from its own next-token probabilities.
 
-`OpenAiJudge` asks an OpenAI model, or any server that speaks the same protocol (`OPENAI_BASE_URL`). `LocalJudge`
-scores in process with plain forward passes, exactly, whether or not the tokenizer has a token for "87".
+`OpenAiJudge` asks an OpenAI model, or any server that speaks the same protocol (`OPENAI_BASE_URL`); where that has no
+log-probabilities, it reads the reply's text (`JudgeOptions(mode="text")`). `LocalJudge` scores in process with plain
+forward passes, exactly, whether or not the tokenizer has a token for "87".
 A score is None where the judge gave none (a refusal, or less than 0.25 of the probability on the labels). A call
 that failed is never a score: it ends in a JudgeError, after all other items were scored and handed out.
 """
@@ -10,23 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_vectors import chat_api, models, scores
+from persona_vectors.judge_server import LogprobCheck
+from persona_vectors.judging import BaseJudge, Record
+from persona_vectors.judging import JudgeError as JudgeError
 from persona_vectors.judging import JudgeOptions as JudgeOptions
+from persona_vectors.judging import OnScored as OnScored
+from persona_vectors.judging import UnfitJudge as UnfitJudge
+from persona_vectors.judging import fill_prompt as fill_prompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-OnScored = Callable[[int, float | None], None]
-"""Called with an item's index and its score as results arrive, in the thread that called score_batch."""
-
-Record = Callable[[str, float | None], None]
 
 _PATH_STARTS = (".", "/", "~", "models/")
 
@@ -47,159 +48,101 @@ Answer:
 Reply with one whole number from 0 to 100 and nothing else."""
 
 
-class JudgeError(OSError):
-    """Some judge calls failed. `failures`: item index -> why; every other item was scored and handed to on_scored."""
-
-    def __init__(self, message: str, failures: Mapping[int, str]):
-        super().__init__(message)
-        self.failures = dict(failures)
-
-
-def fill_prompt(template: str, question: str, answer: str) -> str:
-    """The template with {question} and {answer} filled in, {{ and }} as single braces, and nothing else touched.
-
-    Braces in the question or the answer stay as they are, and so do other braces of the template.
-    """
-    values = {"{{": "{", "}}": "}", "{question}": question, "{answer}": answer}
-    return re.sub(r"\{\{|\}\}|\{question\}|\{answer\}", lambda match: values[match[0]], template)
-
-
-class _BaseJudge:
-    """A prompt, a kind of score, and the bookkeeping of a batch. Subclasses say how prompts are scored."""
-
-    def __init__(self, prompt_template: str, eval_type: str):
-        if "{answer}" not in prompt_template.replace("{{answer}}", ""):
-            raise ValueError("the judge's prompt has no {answer}; write {question} and {answer} where they belong")
-        self.prompt_template = prompt_template
-        self.eval_type = scores.check_eval_type(eval_type)
-
-    async def __call__(self, *, question: str, answer: str) -> float | None:
-        """The score of one answer, or None where the judge gave none."""
-        raise NotImplementedError
-
-    async def judge(self, *, question: str, answer: str) -> float | None:
-        """The same under the published method's name."""
-        return await self(question=question, answer=answer)
-
-    def score_batch(
-        self,
-        items: Sequence[tuple[str, str]],
-        *,
-        max_concurrent: int = 100,
-        progress: bool | str | None = None,
-        on_scored: OnScored | None = None,
-    ) -> list[float | None]:
-        """The score of each (question, answer), in the order of `items`; None where the judge gave none.
-
-        Equal items are asked once. Works inside a running event loop (a notebook) too.
-
-        Args:
-            max_concurrent: calls in flight at once (a local judge has none).
-            progress: True, or the words before a progress bar.
-            on_scored: receives each result as it arrives, so that the caller can keep it.
-
-        Raises:
-            JudgeError: calls that failed, after the others were scored.
-            ValueError: a prompt longer than the judge's context, a judge without a key.
-        """
-        from tqdm import tqdm
-
-        if max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be at least 1; got {max_concurrent}")
-        rows: dict[str, list[int]] = {}
-        for index, (question, answer) in enumerate(items):
-            rows.setdefault(fill_prompt(self.prompt_template, question, answer), []).append(index)
-        results: list[float | None] = [None] * len(items)
-        description = progress if isinstance(progress, str) else "judging"
-        with tqdm(total=len(items), desc=description, unit="answer", disable=not progress) as bar:
-
-            def record(prompt: str, score: float | None) -> None:
-                for index in rows[prompt]:
-                    results[index] = score
-                    if on_scored is not None:
-                        on_scored(index, score)
-                bar.update(len(rows[prompt]))
-
-            failed = self._score_prompts(rows, record, max_concurrent) if rows else {}
-        if failed:
-            failures = {index: why for prompt, why in failed.items() for index in rows[prompt]}
-            raise JudgeError(self._failure_line(failures, len(items)), failures)
-        return results
-
-    def _score_prompts(self, rows: Mapping[str, list[int]], record: Record, max_concurrent: int) -> dict[str, str]:
-        """Score every key of `rows`, calling `record` for each; returns the prompts that failed and why."""
-        raise NotImplementedError
-
-    def _failure_line(self, failures: Mapping[int, str], total: int) -> str:
-        reasons = "; ".join(f"{count} x {why}" for why, count in Counter(failures.values()).most_common(3))
-        scored = total - len(failures)
-        return f"{len(failures)} of {total} judge calls failed: {reasons} ({scored} scored; run again for the rest)"
-
-
-class OpenAiJudge(_BaseJudge):
-    """A judge behind an OpenAI-style API, scored from the top 20 log-probabilities of its first token.
+class OpenAiJudge(BaseJudge):
+    """A judge behind an OpenAI-style API, scored from the top 20 log-probabilities of its first token, or from text.
 
     No key is needed to import or construct it: the client is made on first use, from OPENAI_API_KEY and
-    OPENAI_BASE_URL in the environment or in `.env`. OpenAI's models have one token for each of 0..100; a served model
-    that splits numbers cannot be scored from one token: score it as a local judge.
+    OPENAI_BASE_URL in the environment or in `.env`. OpenAI's models have one token for each of 0..100. A server
+    without log-probabilities, or whose tokenizer splits numbers into digits, is found at the first replies and refused
+    with an UnfitJudge, before anything is scored: ask it in text mode, or score the model as a local judge.
 
     Args:
         model: the name the API knows the model by.
         prompt_template: text with {question} and {answer}.
         eval_type: 0_100, 0_10, binary (see `scores.aggregate`), or binary_text (`<answer>YES</answer>` in free text).
+        options: the mode, its samples, and the limits on calls.
     """
 
-    def __init__(self, model: str, prompt_template: str, eval_type: str = "0_100"):
-        super().__init__(prompt_template, eval_type)
+    def __init__(
+        self, model: str, prompt_template: str, eval_type: str = "0_100", *, options: JudgeOptions | None = None
+    ):
+        super().__init__(prompt_template, eval_type, options)
+        if eval_type == "binary_text" and self.options.mode == "logprobs":
+            raise ValueError("binary_text is read from the judge's text; use judge_mode text or auto")
         self.model = model
-        self._clients: dict[asyncio.AbstractEventLoop, tuple[AsyncOpenAI, int]] = {}
+        self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
 
     async def __call__(self, *, question: str, answer: str) -> float | None:
         """The score of one answer, or None where the judge gave none. Raises JudgeError if the call fails."""
         prompt = fill_prompt(self.prompt_template, question, answer)
-        async with self._client_in_use() as client:
+        async with self._session() as session:
             try:
-                return await self._ask(client, prompt)
+                return await self._ask(session.check, session.client, prompt)
             except chat_api.call_errors() as error:
                 why = chat_api.reason(error)
-                raise JudgeError(f"the call to judge {self.model} failed: {why}", {0: why}) from error
+                raise JudgeError(f"the call to judge {self.model} failed: {why}", {0: why}, [None]) from error
 
     @contextlib.asynccontextmanager
-    async def _client_in_use(self) -> AsyncIterator[AsyncOpenAI]:
+    async def _session(self) -> AsyncIterator[_Session]:
         """One client for the calls in flight in this event loop, closed with the last: a client outlives no loop."""
         loop = asyncio.get_running_loop()
-        if loop not in self._clients:
+        if loop not in self._sessions:
             check_judge_key(self.model)
-            self._clients[loop] = (chat_api.new_client(), 0)
-        client, users = self._clients[loop]
-        self._clients[loop] = (client, users + 1)
+            client = chat_api.new_client(self.options.max_requests_per_minute)
+            self._sessions[loop] = _Session(client, LogprobCheck(self.model, self.eval_type))
+        session = self._sessions[loop]
+        session.users += 1
         try:
-            yield client
+            yield session
         finally:
-            users = self._clients[loop][1] - 1
-            self._clients[loop] = (client, users)
-            if users == 0:
-                del self._clients[loop]
-                await client.close()
+            session.users -= 1
+            if session.users == 0:
+                del self._sessions[loop]
+                await session.client.close()
 
-    async def _ask(self, client: AsyncOpenAI, prompt: str) -> float | None:
-        options: dict[str, Any] = {"temperature": 0, "seed": 0}
-        if self.eval_type != "binary_text":
-            options |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        completion = await client.chat.completions.create(
-            model=self.model, messages=[{"role": "user", "content": prompt}], **options
-        )
-        choice = chat_api.first_choice(completion)
-        if self.eval_type == "binary_text":
-            return scores.text_score(choice.message.content or "")
-        return scores.aggregate(chat_api.top_probabilities(choice), self.eval_type)
+    async def _ask(self, check: LogprobCheck, client: AsyncOpenAI, prompt: str) -> float | None:
+        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
+        if self.options.mode == "text" or self.eval_type == "binary_text":
+            return await self._read(client, request)
+        request |= {"temperature": 0, "seed": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+        with check.refusing_logprobs():
+            odds = await chat_api.complete(client, check.top_probabilities, **request)
+        score = scores.aggregate(odds, self.eval_type)
+        if score is not None:
+            await check.whole_numbers(client, odds)
+        return score
+
+    async def _read(self, client: AsyncOpenAI, request: dict[str, Any]) -> float | None:
+        """The mean of the samples' scores; one sample is asked for at temperature 0, several at 1."""
+        n = self.options.n_samples
+        temperature = 0 if n == 1 else 1
+        texts = [
+            await chat_api.complete(client, chat_api.text_of, **request, temperature=temperature, seed=sample)
+            for sample in range(n)
+        ]
+        return scores.text_mean(texts, self.eval_type)
 
     def _score_prompts(self, rows: Mapping[str, list[int]], record: Record, max_concurrent: int) -> dict[str, str]:
         check_judge_key(self.model)
-        return chat_api.ask_all(self._ask, list(rows), record, max_concurrent)
+        check = LogprobCheck(self.model, self.eval_type)
+
+        async def ask(client: AsyncOpenAI, prompt: str) -> float | None:
+            return await self._ask(check, client, prompt)
+
+        client = chat_api.new_client(self.options.max_requests_per_minute)
+        return chat_api.ask_all(ask, list(rows), record, max_concurrent, client)
 
 
-class LocalJudge(_BaseJudge):
+@dataclass
+class _Session:
+    """The client that one event loop's calls share."""
+
+    client: AsyncOpenAI
+    check: LogprobCheck
+    users: int = 0
+
+
+class LocalJudge(BaseJudge):
     """A judge scored in process: its exact probability of each label, by plain forward passes, nothing generated.
 
     Where the tokenizer splits numbers, P("87") is the product along its tokens, and P("8") leaves out what goes on to
@@ -272,9 +215,7 @@ def make_judge(
     check_judge(judge_model, options)
     if is_local_judge(judge_model):
         return LocalJudge(judge_model, prompt_template, eval_type, device_map=device_map, dtype=dtype)
-    if options is not None and options != JudgeOptions(max_concurrent=options.max_concurrent):
-        raise ValueError("judge_mode text and max_requests_per_minute are not there yet")
-    return OpenAiJudge(judge_model, prompt_template, eval_type)
+    return OpenAiJudge(judge_model, prompt_template, eval_type, options=options)
 
 
 def is_local_judge(judge_model: str) -> bool:

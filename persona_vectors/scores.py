@@ -7,7 +7,7 @@ API returned or the exact probabilities that `label_probabilities` computes for 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ Path = tuple[int, ...]
 """Token ids from the start of the judge's answer."""
 
 _INTEGER = re.compile(r"\s*\d+\s*", re.ASCII)
+_DECIMAL = re.compile(r"\d{1,3}(\.\d+)?", re.ASCII)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_REFUSAL = "REFUSAL"
 _TEXT_ANSWERS = {"<answer>REFUSAL</answer>": None, "<answer>NO</answer>": 0.0, "<answer>YES</answer>": 1.0}
 
 
@@ -62,6 +65,37 @@ def text_score(text: str) -> float | None:
     """1.0 for `<answer>YES</answer>` in the text, 0.0 for NO, None for REFUSAL or none of them (REFUSAL, NO, YES in
     that order where there are several, as published)."""
     return next((score for tag, score in _TEXT_ANSWERS.items() if tag in text), None)
+
+
+def text_mean(texts: Sequence[str], eval_type: str) -> float | None:
+    """The mean score of a judge's replies, or None where they give none: the rules of `aggregate`, on samples.
+
+    None if fewer than a quarter of them have a score, and, but for 0_100, if more of them are a REFUSAL.
+    """
+    read = [_text_label(text, eval_type) for text in texts]
+    values = [value for value in read if isinstance(value, float)]
+    refused = eval_type != "0_100" and read.count(_REFUSAL) > len(values)
+    return None if refused or not values or len(values) < MIN_MASS * len(texts) else sum(values) / len(values)
+
+
+def _text_label(text: str, eval_type: str) -> float | str | None:
+    """What one reply says: a score, REFUSAL, or None. A label counts alone or in `<answer>`, never out of a sentence.
+
+    Numbers may be decimal, bold, end in a full stop or in "/100"; what stands before `</think>` is not looked at.
+    """
+    check_eval_type(eval_type)
+    text = text.rpartition("</think>")[2]
+    if eval_type == "binary_text":
+        return _REFUSAL if "<answer>REFUSAL</answer>" in text else text_score(text)
+    tagged = {match.strip() for match in _TAGGED.findall(text)}
+    said = (tagged.pop() if len(tagged) == 1 else "" if tagged else text).strip().strip("*`\"'").rstrip(".").strip("*")
+    if said.upper() == _REFUSAL:
+        return _REFUSAL
+    if eval_type == "binary":
+        return {"YES": 1.0, "NO": 0.0}.get(said.upper())
+    highest = 100 if eval_type == "0_100" else 10
+    number = said.removesuffix(f"/{highest}").rstrip()
+    return float(number) if _DECIMAL.fullmatch(number) and float(number) <= highest else None
 
 
 def labels_of(eval_type: str) -> tuple[str, ...]:

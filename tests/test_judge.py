@@ -13,6 +13,7 @@ from judge import (
     COHERENCE_PROMPT,
     JudgeError,
     OpenAiJudge,
+    UnfitJudge,
     check_judge,
     fill_prompt,
     is_local_judge,
@@ -30,6 +31,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(config, "load_credentials", lambda: None)
+    monkeypatch.setattr(chat_api, "PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -100,8 +102,8 @@ def test_a_call_is_asked_as_published_and_scored(serve):
 
 
 def test_the_published_method_name_works_too(serve):
-    serve(lambda _: {"7": 1.0})
-    assert asyncio.run(OpenAiJudge("m", PROMPT).judge(question="q", answer="a")) == pytest.approx(7)
+    serve(lambda _: {"70": 1.0})
+    assert asyncio.run(OpenAiJudge("m", PROMPT).judge(question="q", answer="a")) == pytest.approx(70)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_calls_awaited_together_share_a_client_that_is_closed_after_them(serve, 
     server = serve(lambda _: Reply(top={"50": 1.0}, seconds=0.05))
     clients = []
     new_client = chat_api.new_client
-    monkeypatch.setattr(chat_api, "new_client", lambda: clients.append(new_client()) or clients[-1])
+    monkeypatch.setattr(chat_api, "new_client", lambda limit: clients.append(new_client(limit)) or clients[-1])
     judge = OpenAiJudge("m", PROMPT)
 
     async def together() -> list[float | None]:
@@ -156,7 +158,7 @@ def test_scores_come_in_the_order_of_the_items_and_equal_items_are_asked_once(se
 
 
 def test_calls_are_concurrent_up_to_the_limit(serve):
-    server = serve(lambda _: Reply(top={"1": 1.0}, seconds=0.05))
+    server = serve(lambda _: Reply(top={"10": 1.0}, seconds=0.05))
     OpenAiJudge("m", PROMPT).score_batch(items(24), max_concurrent=6)
     assert server.most_at_once == 6
     with pytest.raises(ValueError, match="max_concurrent must be at least 1; got 0"):
@@ -212,11 +214,12 @@ def test_a_refusal_is_none_and_not_a_failure(serve):
         ),
     ],
 )
-def test_a_server_without_logprobs_is_an_error_and_never_a_score(serve, reply: Reply):
-    serve(lambda _: reply)
-    with pytest.raises(JudgeError, match="sent no top_logprobs"):
-        OpenAiJudge("m", PROMPT).score_batch(items(1))
-    with pytest.raises(JudgeError, match="sent no top_logprobs"):
+def test_a_server_without_logprobs_is_refused_with_the_way_out_and_never_scored(serve, reply: Reply):
+    server = serve(lambda _: reply)
+    with pytest.raises(UnfitJudge, match="sent no log-probabilities; use --judge_mode text, or a local judge"):
+        OpenAiJudge("m", PROMPT).score_batch(items(1000), on_scored=lambda *_: pytest.fail("scored"))
+    assert len(server.requests) <= 8
+    with pytest.raises(UnfitJudge, match="sent no log-probabilities"):
         asyncio.run(OpenAiJudge("m", PROMPT)(question="q", answer="a"))
 
 
@@ -248,7 +251,7 @@ def test_a_server_that_always_fails_is_given_up(serve):
 
 
 def test_nobody_listening_is_a_judge_error(serve, monkeypatch: pytest.MonkeyPatch):
-    server = serve(lambda _: {"1": 1.0})
+    server = serve(lambda _: {"10": 1.0})
     server.__exit__()
     monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
     monkeypatch.setattr(server, "__exit__", lambda: None)
@@ -257,7 +260,7 @@ def test_nobody_listening_is_a_judge_error(serve, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_error_of_the_callers_stops_the_calls(serve):
-    server = serve(lambda _: Reply(top={"1": 1.0}, seconds=0.02))
+    server = serve(lambda _: Reply(top={"10": 1.0}, seconds=0.02))
 
     def disk_full(_index: int, _score: float | None) -> None:
         raise OSError("disk full")
@@ -268,7 +271,7 @@ def test_an_error_of_the_callers_stops_the_calls(serve):
 
 
 def test_the_key_is_sent_and_not_needed_for_a_server_of_ones_own(serve, monkeypatch: pytest.MonkeyPatch):
-    server = serve(lambda _: {"1": 1.0})
+    server = serve(lambda _: {"10": 1.0})
     OpenAiJudge("m", PROMPT).score_batch(items(1))
     monkeypatch.setenv("OPENAI_API_KEY", "a-test-key")
     OpenAiJudge("m", PROMPT).score_batch(items(1))
