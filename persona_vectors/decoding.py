@@ -74,6 +74,7 @@ def decode(
     tokens_in_flight: int,
     kind: CacheKind = "slots",
     change_share: float = CHANGE_SHARE,
+    refill: bool = True,
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Groups of (row, its answer's tokens, the end token with them) as rows end; every row once.
 
@@ -85,6 +86,7 @@ def decode(
         tokens_in_flight: prompt and limit of the longest row, times the rows in flight, stay within this; at least one
             row is in flight.
         change_share: of the rows in flight that have ended before they leave.
+        refill: False lets new rows enter only when all have left.
 
     Raises:
         ValueError: logits that are not finite. What had ended is yielded before any error.
@@ -95,7 +97,8 @@ def decode(
     flight = Flight(model, prompts, limits, set(end_ids), pad_id, pick, steer or (lambda _: nullcontext()), kind)
     most = len(prompts)
     while waiting or flight.rows:
-        entering = _take(waiting, flight, tokens_in_flight, most)
+        may_enter = not flight.rows or (refill and kind == "slots")
+        entering = _take(waiting, flight, tokens_in_flight, most) if waiting and may_enter else []
         out_of_memory = False
         try:
             if entering:
@@ -127,12 +130,9 @@ def queue(rows: Iterable[int], prompts: Sequence[Sequence[int]]) -> list[int]:
 
 def _take(waiting: list[int], flight: Flight, tokens_in_flight: int, most: int) -> list[int]:
     """The rows that may enter now, taken from the end of `waiting`."""
-    if not waiting or (flight.rows and flight.kind != "slots"):
-        return []
     needs = [flight.need(row) for row in (*flight.rows, waiting[-1])]
     room = min(most, max(1, tokens_in_flight // max(needs))) - len(flight.rows)
-    taken = [waiting.pop() for _ in range(min(room, len(waiting)))]
-    return taken
+    return [waiting.pop() for _ in range(min(room, len(waiting)))]
 
 
 class Flight:
