@@ -234,9 +234,7 @@ def check_judge(judge_model: str, options: JudgeOptions | None = None) -> None:
         ValueError: a local judge that is not there, or an API judge without OPENAI_API_KEY and OPENAI_BASE_URL.
     """
     if options is not None and options.mode == "text" and is_local_judge(judge_model):
-        raise ValueError(
-            f"judge {judge_model} is scored in process, exactly, and writes no text; leave out --judge_mode"
-        )
+        raise ValueError(f"judge {judge_model} is scored exactly, in process, and writes no text; drop --judge_mode")
     if not judge_model:
         raise ValueError("the judge's name is empty; name an OpenAI model or a local judge such as models/tiny-persona")
     if judge_model.startswith(_PATH_STARTS) and not Path(judge_model).expanduser().is_dir():

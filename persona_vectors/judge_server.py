@@ -34,6 +34,7 @@ class LogprobCheck:
         self.server = (chat_api.environment("OPENAI_BASE_URL"), model)
         self._lock = asyncio.Lock()
         self._n_with = self._n_without = 0
+        self._refused: UnfitJudge | None = None
 
     def top_probabilities(self, choice: Choice) -> dict[str, float]:
         """`chat_api.top_probabilities`. One reply without them is a fault of the moment, to be asked again; if the
@@ -82,13 +83,16 @@ class LogprobCheck:
         async with self._lock:
             if self.server in _WHOLE_NUMBERS:
                 return
+            if self._refused is not None:  # calls that waited for the probe
+                raise self._refused
             tokens = await chat_api.complete(client, _first_tokens, **self._probe())
             if not any(_is_long(token) for alternatives in tokens for token in alternatives):
                 said = "".join(alternatives[0] for alternatives in tokens if alternatives)
                 split = all(len(alternatives[0].strip()) == 1 for alternatives in tokens[:2]) and "87" in said
                 found = 'writes "87" as two tokens' if split else f'asked to repeat "87", said {said[:20]!r}'
                 why = f"its first tokens hold single digits only, and it {found}, so it seems to split numbers"
-                raise UnfitJudge(self._refusal(why))
+                self._refused = UnfitJudge(self._refusal(why))
+                raise self._refused
             _WHOLE_NUMBERS.add(self.server)
 
     def _probe(self) -> dict[str, Any]:
