@@ -2,12 +2,18 @@
 
     python -m eval.eval_persona --model models/tiny-persona --trait evil --output_path results/evil.csv \
         --judge_model models/tiny-persona --version eval
+
+Several coefficients, layers, vectors and traits are one job, with their controls:
+
+    python -m eval.eval_persona --model models/tiny-persona --judge_model models/tiny-persona --version eval \
+        --trait evil humorous --vector_path persona_vectors/tiny-persona/{trait}_response_avg_diff.pt \
+        --layer 2 3 --coef 0 0.5 1 1.5 --control random prompt --output_path results/{trait}.csv
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +25,8 @@ if TYPE_CHECKING:
 
     from eval.finished_answers import Engine
     from eval.model_utils import Steering
-    from persona_vectors.statistics import Interval
+    from eval.sweep import Grid, Study
+    from eval.sweep_answers import Answered
     from persona_vectors.store import Store
 
 
@@ -45,63 +52,37 @@ def eval_batched(
     overwrite: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The response table of all questions: answers sampled together, then scored by every judge prompt."""
-    from eval.finished_answers import answers_of
-    from eval.finished_scores import scores_of
-    from persona_vectors.responses import render_rows, response_table
+    """The response table of all questions: answers sampled together, then scored by every judge prompt.
 
-    first = questions[0]
-    rows = [row for question in questions for row in question.rows(n_per_question)]
-    prompts = render_rows(engine.tokenizer, rows)
-    answers = answers_of(
-        engine,
-        prompts,
-        [(seed, *row.stream) for row in rows],
-        max_tokens=max_tokens,
-        temperature=first.temperature,
-        steering=steering,
-        store=store,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    items = [(row.question, answer) for row, answer in zip(rows, answers, strict=True)]
-    scores = {
-        name: scores_of(
-            first.judge,
-            template,
-            items,
-            store=store,
-            eval_type=first.judge_eval_type,
-            max_concurrent=max_concurrent_judges,
-            overwrite=overwrite,
-            progress=f"judging {name}" if progress else None,
-        )
-        for name, template in first.judge_prompts.items()
-    }
-    return response_table(rows, prompts, answers, scores)
+    Raises:
+        JudgeError: judge calls that failed, after all others were scored and stored.
+    """
+    from eval.sweep import Setting, Study
+    from eval.sweep_answers import Sampling, answered, failure_line
+    from judge import JudgeError, JudgeOptions
 
-
-def summarise(table: pd.DataFrame, trait: str) -> dict[str, Interval]:
-    """Mean and 95% interval of trait and coherence, from a bootstrap clustered by question."""
-    from persona_vectors.statistics import cluster_bootstrap_mean
-
-    clusters = table["question"].tolist()
-    return {name: cluster_bootstrap_mean(table[name].tolist(), clusters) for name in (trait, "coherence")}
+    study = Study("", Path(), list(questions), [Setting(steering=steering)])
+    judge = JudgeOptions(max_concurrent=max_concurrent_judges)
+    how = Sampling(n_per_question, max_tokens, seed, overwrite, progress, judge=judge)
+    [[found]] = answered(engine, store, [study], how)
+    if found.failures:
+        raise JudgeError(failure_line(found.failures), dict(enumerate(found.failures)))
+    return found.table
 
 
 def main(
     model: str,
-    trait: str,
+    trait: str | list[str],
     output_path: str,
-    coef: float = 0.0,
-    vector_path: str | None = None,
-    layer: int | None = None,
+    coef: float | list[float] = 0.0,
+    vector_path: str | list[str] | None = None,
+    layer: int | list[int] | None = None,
     steering_type: Literal["prompt", "response", "all"] = "response",
     max_tokens: int = 1000,
     n_per_question: int = 10,
     batch_process: bool = True,
     max_concurrent_judges: int = 100,
-    persona_instruction_type: Literal["pos", "neg"] | None = None,
+    persona_instruction_type: Literal["pos", "neg", "neutral"] | None = None,
     assistant_name: str | None = None,
     judge_model: str = DEFAULT_JUDGE,
     version: Literal["extract", "eval"] = "extract",
@@ -109,182 +90,200 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    coef_unit: Literal["vector", "norm"] = "vector",
+    control: list[Literal["random", "prompt"]] | None = None,
+    n_random: int = 4,
+    min_coherence: float = 75.0,
+    one_file_per_setting: bool = False,
+    judge_mode: Literal["auto", "logprobs", "text"] = "auto",
+    judge_samples: int = 1,
+    max_requests_per_minute: int | None = None,
 ) -> None:
     """Sample answers to a trait's questions, score them with a judge, and write the table.
 
+    Every vector is added at every layer by every coefficient; all of it, and all traits, is one sampling job. What is
+    added is measured first (a steering receipt), and a steering that does not do what it says is not run.
     Finished answers and scores are kept in a store (PERSONA_STORE, default .cache/persona_store.sqlite) under a hash
     of everything that determines them: the same command again goes on where it was interrupted.
 
     Args:
         model: chat model: hub id, model folder, adapter folder, or training folder (its latest checkpoint).
-        trait: name of a trait (evil, sycophantic, ...) or path of a trait JSON.
+        trait: names of traits (evil, sycophantic, ...) or paths of trait JSON files. Several need {trait} in
+            --output_path, one table each.
         output_path: CSV to write: question, prompt, answer, question_id, <trait>, coherence; a sidecar .json beside it.
-        coef: steering coefficient; coef * vector is added to the hidden states. 0 does not steer.
-        vector_path: vectors .pt of generate_vec.py, needed where coef is not 0.
-        layer: hidden_states index to steer, 1 to the number of layers.
+            More than one setting adds the columns coef, layer, vector, control. {trait} stands for the trait's name.
+        coef: steering coefficients; coef * vector is added to the hidden states. 0 does not steer.
+        vector_path: vectors .pt of generate_vec.py, needed where a coef is not 0; all of them are used for all traits,
+            so write {trait} in the path where each trait has its own.
+        layer: hidden_states indices to steer, 1 to the number of layers.
         steering_type: which tokens are steered: the prompt's, the response's (from the last prompt token on), or all.
         max_tokens: most tokens of an answer.
         n_per_question: samples of each question and instruction; 1 samples at temperature 0, otherwise 1.
         batch_process: sample all questions together; with --nobatch_process one question after the other.
         max_concurrent_judges: judge calls in flight at once.
-        persona_instruction_type: put the trait's pos or neg instructions into the system prompt; without it none.
-        assistant_name: who the system prompt says the assistant is; default the trait for pos, helpful for neg.
+        persona_instruction_type: put the trait's pos or neg instructions into the system prompt, or neutral: "You are
+            a helpful assistant.", sampled as often as pos and neg; without it no system prompt.
+        assistant_name: who the system prompt says the assistant is; default the trait for pos, otherwise helpful.
         judge_model: an OpenAI model, a served model (OPENAI_BASE_URL), or a local folder scored in process.
         version: the trait's extract or eval questions.
         overwrite: start again: sample and judge anew, and replace the output.
-        seed: seeds every row's own random stream.
+        seed: seeds every row's own random stream, and the random directions.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        coef_unit: vector adds coef * vector; norm adds coef * (mean norm of the hidden states at that layer, over this
+            run's prompts without their first token) * vector / |vector|.
+        control: random runs random directions of each vector's norm at every coef; prompt runs the trait's pos
+            instructions as system prompt, unsteered (sample k of question i under instruction i + k). Or both.
+        n_random: random directions for each vector and layer.
+        min_coherence (0-100): the highest trait is looked for among settings with this mean coherence or more.
+        one_file_per_setting: in place of one table of all settings, one published CSV each: <output_path's stem>_coef0,
+            _layer3_coef1, _random1_layer3_coef1, _prompt (with several vectors, _<vector>_layer3_coef1).
+        judge_mode: how an API judge is asked: log-probabilities, or text where a provider has none.
+        judge_samples: replies of text mode that are averaged.
+        max_requests_per_minute: judge calls sent in a minute at most.
     """
-    settings = dict(locals())  # exactly the arguments, before anything else has a name
-    for name in ("output_path", "overwrite", "batch_process", "max_concurrent_judges"):  # change no answer and no score
-        del settings[name]
-    from eval.model_utils import load_steering
-    from judge import check_judge
-    from persona_vectors.files import check_output_path
+    arguments = dict(locals())  # exactly the arguments, before anything else has a name
+    from eval.sweep import Grid, check_grid, check_placeholder, several
+    from judge import JudgeOptions, check_judge
     from persona_vectors.models import resolve_model
 
-    out = check_output_path(output_path)
-    if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
-        raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
-    if assistant_name is not None and persona_instruction_type is None:
-        raise ValueError("--assistant_name needs --persona_instruction_type: without one there is no system prompt")
+    grid = Grid(several(coef), several(layer), several(vector_path), steering_type, several(control), n_random, seed)
+    check_grid(grid)
+    check_placeholder(several(trait), output_path)
+    _check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
+    _check_system_prompt(assistant_name, persona_instruction_type, grid)
     resolve_model(model)
-    questions = load_persona_questions(
-        trait,
-        temperature=0.0 if n_per_question == 1 else 1.0,
-        persona_instruction_type=persona_instruction_type,
-        assistant_name=assistant_name,
-        judge_model=judge_model,
-        version=version,
-        model=model,
-    )
-    check_judge(judge_model)
-    steering = load_steering(model, vector_path, layer, coef, steering_type)
-    record = _record(settings, questions, steering)
-    _refuse_other_settings(out, record["settings"], overwrite)
-    table = _evaluate(
-        questions,
-        record["settings"],
-        steering=steering,
-        batch_process=batch_process,
-        max_concurrent_judges=max_concurrent_judges,
-        overwrite=overwrite,
-    )
-    _write(out, table, record)
-
-
-def _evaluate(
-    questions: list[Question],
-    settings: dict[str, Any],
-    *,
-    steering: Steering | None,
-    batch_process: bool,
-    max_concurrent_judges: int,
-    overwrite: bool,
-) -> pd.DataFrame:
-    """The whole table, in one batch or question by question."""
-    import pandas as pd
+    judge = JudgeOptions(judge_mode, judge_samples, max_concurrent_judges, max_requests_per_minute)
+    studies = [_study(arguments, name, grid) for name in several(trait)]
+    check_judge(judge_model, judge)
+    _check_studies(studies, grid)
+    records = _records(studies, arguments)
 
     from eval.finished_answers import Engine
+    from eval.sweep_answers import Sampling, answered
+    from eval.sweep_files import write_study
+    from eval.sweep_receipts import Receipts
     from persona_vectors.store import Store
 
-    engine = Engine(settings["model"], settings["dtype"], settings["device_map"])
-    groups = [questions] if batch_process else [[question] for question in questions]
+    engine = Engine(model, dtype, device_map)
+    how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge, together=batch_process)
     with Store() as store:
-        tables = [
-            eval_batched(
-                group,
-                engine,
-                store,
-                n_per_question=settings["n_per_question"],
-                max_tokens=settings["max_tokens"],
-                max_concurrent_judges=max_concurrent_judges,
-                steering=steering,
-                seed=settings["seed"],
-                overwrite=overwrite,
-                progress=batch_process,
+        if coef_unit == "norm":
+            studies, records = _in_norm_units(engine, store, studies, records, overwrite)
+        receipts = Receipts(engine, store, studies)
+        found = answered(engine, store, studies, how, before_sampling=lambda: _say(receipts.take()))
+    _say(receipts.earlier())
+    for study, record, settings in zip(studies, records, found, strict=True):
+        findings = write_study(study, record, settings, receipts, min_coherence)
+        _report(study, settings, findings)
+    _check_scores(studies, found)
+
+
+def _check_numbers(n_per_question: int, max_tokens: int, max_concurrent_judges: int, min_coherence: float) -> None:
+    if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
+        raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
+    if not 0 <= min_coherence <= 100:
+        raise ValueError(f"--min_coherence must lie between 0 and 100; got {min_coherence:g}")
+
+
+def _check_system_prompt(assistant_name: str | None, persona_instruction_type: str | None, grid: Grid) -> None:
+    if assistant_name is not None and persona_instruction_type is None:
+        raise ValueError("--assistant_name needs --persona_instruction_type: without one there is no system prompt")
+    if persona_instruction_type == "pos" and "prompt" in grid.controls:
+        raise ValueError("--control prompt is a run under pos instructions; leave out --persona_instruction_type pos")
+
+
+def _study(arguments: dict[str, Any], trait: str, grid: Grid) -> Study:
+    """One trait's questions, settings and tables; vector files are read here."""
+    from eval.sweep import PLACEHOLDER, Study, expand
+    from eval.sweep_files import plan_outputs, study_arguments
+    from persona_vectors.files import check_output_path
+
+    options = {name: arguments[name] for name in ("judge_model", "version", "model")}
+    options["temperature"] = 0.0 if arguments["n_per_question"] == 1 else 1.0
+    pole, assistant = arguments["persona_instruction_type"], arguments["assistant_name"]
+    questions = load_persona_questions(trait, persona_instruction_type=pole, assistant_name=assistant, **options)
+    prompted = load_persona_questions(trait, persona_instruction_type="pos", **options)
+    name = next(iter(questions[0].judge_prompts))
+    path = check_output_path(arguments["output_path"].replace(PLACEHOLDER, name))
+    own = grid.for_trait(name)
+    settings = expand(own, arguments["model"], name)
+    given = study_arguments(arguments, trait, own)
+    outputs = plan_outputs(path, settings, given, arguments["one_file_per_setting"])
+    return Study(name, path, questions, settings, outputs, prompted)
+
+
+def _check_studies(studies: Sequence[Study], grid: Grid) -> None:
+    """Refuses traits that are the same, and tables that would be written over one another."""
+    from eval.sweep import check_once
+    from eval.sweep_files import check_outputs
+
+    check_once("trait", [study.trait for study in studies])
+    vectors = [path for study in studies for path in grid.for_trait(study.trait).vectors]
+    check_outputs([output for study in studies for output in study.outputs], vectors)
+
+
+def _records(studies: Sequence[Study], arguments: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The sidecars' first part, for each study and output; a table of other settings is refused."""
+    from eval.sweep_files import refuse_other_settings, sidecar_records
+
+    records = sidecar_records(studies, arguments["model"], arguments["judge_model"])
+    if not arguments["overwrite"]:
+        for study, own in zip(studies, records, strict=True):
+            refuse_other_settings(study.outputs, own)
+    return records
+
+
+def _in_norm_units(
+    engine: Engine, store: Store, studies: Sequence[Study], records: list[list[dict[str, Any]]], overwrite: bool
+) -> tuple[list[Study], list[list[dict[str, Any]]]]:
+    """The studies with coefficients in units of the mean residual norm over their own prompts; records say it."""
+    from eval.residual_norm import norms_of
+    from eval.sweep import in_norm_units
+    from eval.sweep_answers import rendered
+
+    scaled, said = [], []
+    for study, own in zip(studies, records, strict=True):
+        layers = sorted({setting.steering.layer for setting in study.settings if setting.steering is not None})
+        norms = norms_of(engine, store, rendered(engine.tokenizer, study.rows(1)), layers, overwrite=overwrite)
+        scaled.append(replace(study, settings=in_norm_units(study.settings, norms)))
+        said.append([{**record, "mean_norms": {str(layer): norm for layer, norm in norms.items()}} for record in own])
+        _say(f"mean residual norm of {study.trait}'s prompts at layer {n}: {norm:.4g}" for n, norm in norms.items())
+    return scaled, said
+
+
+def _report(study: Study, found: Sequence[Answered], findings: dict[str, Any]) -> None:
+    """Where the tables are and what was found."""
+    from eval.sweep_summary import finding_lines, summary_lines
+
+    _say(str(output.path) for output in study.outputs)
+    _say(summary_lines(found[0], study.trait) if len(found) == 1 else finding_lines(findings, study.trait))
+
+
+def _check_scores(studies: Sequence[Study], found: Sequence[Sequence[Answered]]) -> None:
+    """Says, with an error, what the tables lack: judge calls that failed, and a judge that gave no score at all."""
+    from eval.sweep_answers import failure_line
+
+    failures = [why for settings in found for one in settings for why in one.failures]
+    if failures:
+        paths = ", ".join(str(study.path) for study in studies)
+        raise cli.Unfinished(
+            f"{failure_line(failures)}; these scores are empty in {paths}: run the same command again for the rest"
+        )
+    for study, settings in zip(studies, found, strict=True):
+        names = (study.trait, "coherence")
+        unscored = [name for name in names if not any(one.table[name].notna().any() for one in settings)]
+        if unscored:
+            total = sum(len(one.table) for one in settings)
+            raise ValueError(
+                f"the judge gave no {' and no '.join(unscored)} score for any of {total} answers; read some in "
+                f"{study.outputs[0].path}, and check that --judge_model answers the trait's eval_prompt with a number"
             )
-            for group in groups
-        ]
-    return pd.concat(tables, ignore_index=True)
 
 
-def _record(settings: dict[str, Any], questions: list[Question], steering: Steering | None) -> dict[str, Any]:
-    """What the sidecar says before the run: the settings, and by hash all that the files behind them hold."""
-    from eval.finished_scores import judge_identity
-    from persona_vectors.models import fingerprint
-    from persona_vectors.store import content_key
-
-    content = {
-        "questions": content_key("questions", questions=[[q.id, *q.paraphrases, q.system] for q in questions]),
-        "judge_prompts": questions[0].judge_prompts,
-        "model_fingerprint": fingerprint(settings["model"]),
-        "judge": judge_identity(settings["judge_model"]),
-        "steering": steering.key() if steering is not None else None,
-        "temperature": questions[0].temperature,
-    }
-    return {"settings": {**settings, "content": content_key("settings", **content)}, **content}
-
-
-def _refuse_other_settings(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """An existing table is replaced only by a run of the same settings, or when asked to."""
-    from persona_vectors.files import read_sidecar
-
-    if overwrite or not out.exists():
-        return
-    before = read_sidecar(out).get("settings")
-    if before is None:
-        raise ValueError(f"{out} exists and has no sidecar that says how it was made; pass --overwrite or another path")
-    changed = [name for name in settings if name != "content" and before.get(name) != settings[name]]
-    if before != settings:
-        what = f"with other {', '.join(changed)}" if changed else "from other trait, vector, model or judge files"
-        raise ValueError(f"{out} holds a run {what}; pass --overwrite or another --output_path")
-
-
-def _write(out: Path, table: pd.DataFrame, record: dict[str, Any]) -> None:
-    """The table, its sidecar, and two lines that say what was found."""
-    import pandas as pd
-
-    from persona_vectors.files import read_sidecar, write_csv_atomic, write_sidecar
-
-    trait = table.columns[-2]
-    intervals = summarise(table, trait)
-    summary = {name: _described(interval, len(table)) for name, interval in intervals.items()}
-    added = _columns_added_since(out, table)
-    write_csv_atomic(pd.concat([table, added], axis=1), out)
-    kept = {key: value for key, value in read_sidecar(out).items() if key == "projections" and len(added.columns)}
-    write_sidecar(out, {**record, "summary": summary, **kept})
-    print(out)
-    for name, interval in intervals.items():
-        print(
-            f"{name + ':':<16} {interval.mean:6.2f}  95% [{interval.low:.2f}, {interval.high:.2f}]"
-            f"  n_scored {interval.n} of n_total {len(table)}, {interval.n_clusters} questions"
-        )
-    unscored = [name for name, interval in intervals.items() if interval.n == 0]
-    if unscored:
-        raise ValueError(
-            f"the judge gave no {' and no '.join(unscored)} score for any of {len(table)} answers; read some in {out}, "
-            "and check that --judge_model answers the trait's eval_prompt with a number"
-        )
-
-
-def _described(interval: Interval, n_total: int) -> dict[str, float | int | None]:
-    """The interval for a sidecar; JSON has no NaN, so what could not be had is null."""
-    numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    counts = {"n_scored": interval.n, "n_total": n_total, "n_questions": interval.n_clusters}
-    return {name: None if math.isnan(value) else value for name, value in numbers.items()} | counts
-
-
-def _columns_added_since(out: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that the file at `out` has beside the table's own (projections), if it holds the same answers."""
-    import pandas as pd
-
-    if out.exists():
-        before = pd.read_csv(out, dtype=str, keep_default_na=False)
-        if "answer" in before and before["answer"].tolist() == table["answer"].tolist():
-            return before.drop(columns=[name for name in before.columns if name in table.columns])
-    return pd.DataFrame(index=table.index)
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

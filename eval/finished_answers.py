@@ -6,7 +6,7 @@ run with another seed, coefficient, vector, judge or prompt finds nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,22 +59,17 @@ def answers_of(
     *,
     max_tokens: int,
     temperature: float,
-    steering: Steering | None,
+    steerings: Sequence[Steering | None],
     store: Store,
     overwrite: bool = False,
     progress: bool = True,
+    before_sampling: Callable[[], None] | None = None,
 ) -> list[str]:
-    """One answer a prompt: from the store where finished, sampled and stored otherwise."""
-    shared = {
-        **engine.key(),
-        "max_tokens": max_tokens,
-        "temperature": float(temperature),
-        "steering": steering.key() if steering is not None else None,
-    }
-    keys = [
-        content_key("answer", **shared, prompt=prompt, stream=list(stream) if temperature > 0 else None)
-        for prompt, stream in zip(prompts, streams, strict=True)
-    ]
+    """One answer a prompt, each under its own steering: from the store where finished, sampled and stored otherwise.
+
+    `before_sampling` is called once if anything has to be sampled, with nothing sampled yet.
+    """
+    keys = _answer_keys(engine, prompts, streams, steerings, max_tokens=max_tokens, temperature=float(temperature))
     known = {} if overwrite else store.get_many(keys)
     todo = list({key: row for row, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
 
@@ -84,6 +79,8 @@ def answers_of(
         known.update(finished)
 
     if todo:
+        if before_sampling is not None:
+            before_sampling()
         sample_answers(
             engine.model,
             engine.tokenizer,
@@ -91,8 +88,32 @@ def answers_of(
             max_tokens=max_tokens,
             temperature=temperature,
             streams=[streams[row] for row in todo],
-            steer=steer_rows(engine.model, steering),
+            steer=steer_rows(engine.model, [steerings[row] for row in todo]),
             on_batch=keep,
             progress=progress,
         )
     return [known[key] for key in keys]
+
+
+def _answer_keys(
+    engine: Engine,
+    prompts: Sequence[str],
+    streams: Sequence[Sequence[int]],
+    steerings: Sequence[Steering | None],
+    *,
+    max_tokens: int,
+    temperature: float,
+) -> list[str]:
+    """The store's key of each row. A steering that many rows share is hashed once."""
+    shared = {**engine.key(), "max_tokens": max_tokens, "temperature": temperature}
+    described = {id(steering): steering.key() for steering in {id(s): s for s in steerings}.values() if steering}
+    return [
+        content_key(
+            "answer",
+            **shared,
+            prompt=prompt,
+            stream=list(stream) if temperature > 0 else None,
+            steering=described.get(id(steering)),
+        )
+        for prompt, stream, steering in zip(prompts, streams, steerings, strict=True)
+    ]

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from activation_steer import ActivationSteerer
-from persona_vectors.blocks import block_index, check_layer
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from activation_steer import ActivationSteererMultiple
+from persona_vectors.blocks import block_index, check_layer, decoder_blocks
 from persona_vectors.interventions import POSITIONS
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.sampling import SteerRows, sample_answers
@@ -21,7 +25,6 @@ from persona_vectors.tokens import render_prompt
 from persona_vectors.vectors import load_vector
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -55,28 +58,52 @@ def load_steering(
     if vector_path is None or layer is None:
         missing = "--vector_path" if vector_path is None else "--layer"
         raise ValueError(f"steering with --coef {coef:g} needs --vector_path and --layer; {missing} is missing")
-    if not Path(vector_path).is_file():
-        raise ValueError(f"no vector file at {vector_path}; make one with python generate_vec.py")
-    config = load_config(model_name)
-    label = resolve_model(model_name).label
-    check_layer(layer, config.num_hidden_layers, label)
-    vector = load_vector(vector_path, layer, d_model=config.hidden_size)
+    vector = load_vector_for(model_name, vector_path, layer)
     return Steering(vector, layer, float(coef), positions) if coef != 0 else None
 
 
-def steer_rows(model: PreTrainedModel, steering: Steering | None) -> SteerRows | None:
-    """What `sample_answers` takes to steer each batch."""
-    if steering is None:
-        return None
+def load_vector_for(model_name: str, vector_path: str, layer: int) -> Float[Tensor, " d_model"]:
+    """The file's vector at `layer`, if it can steer this model: checked against the model's config, without weights."""
+    if not Path(vector_path).is_file():
+        raise ValueError(f"no vector file at {vector_path}; make one with python generate_vec.py")
+    config = load_config(model_name)
+    check_layer(layer, config.num_hidden_layers, resolve_model(model_name).label)
+    return load_vector(vector_path, layer, d_model=config.hidden_size)
 
-    def steer(_: Sequence[int]) -> AbstractContextManager:
-        return ActivationSteerer(
-            model,
-            steering.vector,
-            coeff=steering.coef,
-            layer_idx=block_index(steering.layer),
-            positions=steering.positions,
-        )
+
+def steer_rows(model: PreTrainedModel, steerings: Sequence[Steering | None]) -> SteerRows:
+    """What `sample_answers` takes to steer each batch: row `i` by `steerings[i]`, whatever shares the batch with it.
+
+    A row without steering comes out bit for bit as it would unsteered. Vectors are put together for one batch at a
+    time, so many rows cost no more memory than the distinct vectors.
+    """
+    on_device: dict[tuple[int, int], Tensor] = {}  # (layer, which tensor) -> (d_model,), moved there once
+
+    def placed(steering: Steering) -> Tensor:
+        place = (steering.layer, id(steering.vector))
+        if place not in on_device:
+            block = decoder_blocks(model)[block_index(steering.layer)]
+            device = next((p.device for p in block.parameters() if p.device.type != "meta"), steering.vector.device)
+            on_device[place] = steering.vector.detach().to(device, torch.float32)
+        return on_device[place]
+
+    def instruction(chosen: Sequence[Steering | None], layer: int, positions: str) -> dict[str, Any]:
+        mine = [own if own is not None and (own.layer, own.positions) == (layer, positions) else None for own in chosen]
+        none = torch.zeros_like(next(placed(own) for own in mine if own is not None))
+        return {
+            "steering_vector": torch.stack([none if own is None else placed(own) for own in mine]),  # (batch, d_model)
+            "coeff": [0.0 if own is None else own.coef for own in mine],
+            "layer_idx": block_index(layer),
+            "positions": positions,
+            "per_row": True,
+        }
+
+    def steer(rows: Sequence[int]) -> AbstractContextManager:
+        chosen = [steerings[row] for row in rows]
+        places = sorted({(own.layer, own.positions) for own in chosen if own is not None})
+        if not places:
+            return nullcontext()
+        return ActivationSteererMultiple(model, [instruction(chosen, *place) for place in places])
 
     return steer
 
@@ -100,7 +127,7 @@ def sample(
         max_tokens=max_tokens,
         temperature=temperature,
         streams=[(seed, row) for row in range(len(prompts))],
-        steer=steer_rows(model, steering),
+        steer=steer_rows(model, [steering] * len(prompts)),
     )
     return prompts, answers
 

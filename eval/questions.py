@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,15 +56,22 @@ def load_persona_questions(
 ) -> list[Question]:
     """The trait's questions, each under every instruction of the pole asked for, with trait and coherence judges.
 
+    `neutral` is the system prompt "You are a helpful assistant.", asked as often as pos and neg with their several
+    instructions, so that it can be paired with them; its ids are those without an instruction, `<trait>_<i>`.
     `model` is the chat model, whose folder may ship the trait in its own language.
     """
     from judge import COHERENCE_PROMPT
     from persona_vectors.responses import prompt_rows
-    from persona_vectors.traits import load_coherence_prompt, load_trait
+    from persona_vectors.traits import load_coherence_prompt, load_trait, system_prompt
 
     definition = load_trait(trait, version, model=model, judge_model=judge_model)
     coherence = load_coherence_prompt(judge_model) or COHERENCE_PROMPT
-    rows = prompt_rows(definition, pole=persona_instruction_type, assistant_name=assistant_name)
+    neutral = persona_instruction_type == "neutral"
+    pole = "pos" if neutral else persona_instruction_type
+    rows = prompt_rows(definition, pole=pole, assistant_name=assistant_name)
+    if neutral:
+        system = system_prompt(assistant_name or "helpful", "").strip()
+        rows = [replace(row, question_id=f"{definition.name}_{row.question_index}", system=system) for row in rows]
     return [
         Question(
             id=row.question_id,

@@ -20,8 +20,13 @@ from persona_vectors.arguments import convert, members, near, type_name
 Aliases = Mapping[str, str]
 
 
+class Unfinished(Exception):
+    """Raised by a command that wrote what it could and must be run again for the rest: one line, exit code 1."""
+
+
 def run(fn: Callable[..., Any], argv: Sequence[str] | None = None, aliases: Aliases | None = None) -> int:
-    """Exit code of `fn` called with `argv`: 0, 2 for an error of the user's (one line on stderr), 130 for Ctrl-C.
+    """Exit code of `fn` called with `argv`: 0, 2 for an error of the user's (one line on stderr), 1 where a command
+    could not finish and is to be run again, 130 for Ctrl-C.
 
     Without `argv` the process's own arguments are used and the process ends with that code.
     `--help` prints the docstring instead of running; `--debug` adds an error's traceback.
@@ -46,6 +51,9 @@ def _run(fn: Callable[..., Any], argv: list[str], aliases: Aliases) -> int:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except Unfinished as error:
+        print(f"unfinished: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eval import cal_projection, eval_persona, finished_answers, finished_scores
+from eval import cal_projection, eval_persona, finished_answers, finished_scores, sweep_answers
 from eval.eval_persona import eval_batched, load_persona_questions
 from eval.model_utils import Steering, load_steering, sample, sample_steering
 from persona_vectors.files import sha256_of_file
@@ -148,7 +148,7 @@ def test_the_same_run_again_keeps_the_columns_that_were_added_to_its_table(run, 
 
 
 def test_a_judge_that_scores_nothing_is_an_error_beside_its_table(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(eval_persona, "eval_batched", unscored(eval_persona.eval_batched))
+    monkeypatch.setattr(sweep_answers, "scores_of", lambda _judge, _template, items, **_options: [None] * len(items))
     with pytest.raises(ValueError, match="no humorous and no coherence score for any of 40 answers"):
         run()
     assert len(pd.read_csv(tmp_path / "out.csv")) == 40
@@ -158,11 +158,6 @@ def test_a_judge_that_scores_nothing_is_an_error_beside_its_table(run, monkeypat
         "n_total": 40,
         "n_questions": 0,
     }
-
-
-def unscored(real):
-    """The same table with every score missing, as a judge that always refuses leaves it."""
-    return lambda *args, **options: real(*args, **options).assign(humorous=float("nan"), coherence=float("nan"))
 
 
 def test_question_by_question_gives_the_same_answers(run, monkeypatch, tmp_path):

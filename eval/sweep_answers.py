@@ -1,0 +1,195 @@
+"""Answers and scores of every setting of every trait: one sampling job, whose rows carry their own steering."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from eval.finished_answers import Engine, answers_of
+from eval.finished_scores import scores_of
+from eval.questions import Question
+from eval.sweep import Setting, Study
+from judge import JudgeError, JudgeOptions
+from persona_vectors.responses import PromptRow, response_table
+from persona_vectors.store import Store
+from persona_vectors.tokens import render_prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+Items = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled and judged; the same for every setting."""
+
+    n_per_question: int = 100
+    max_tokens: int = 1000
+    seed: int = 0
+    overwrite: bool = False
+    progress: bool = True
+    together: bool = True
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A setting's response table, and why judge calls failed: one entry for each score that is missing for it."""
+
+    setting: Setting
+    table: pd.DataFrame
+    failures: list[str]
+
+
+@dataclass
+class _Part:
+    """A setting of a study while it is worked on; lists have an entry a row."""
+
+    study: Study
+    setting: Setting
+    rows: list[PromptRow]
+    prompts: list[str]
+    answers: list[str] = field(default_factory=list)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def answered(
+    engine: Engine,
+    store: Store,
+    studies: Sequence[Study],
+    how: Sampling,
+    before_sampling: Callable[[], None] | None = None,
+) -> list[list[Answered]]:
+    """For each study the table of each of its settings, in order.
+
+    Settings share rows, prompts and random streams; together they are one sampling job, and equal answers are judged
+    once. Judge calls that fail leave gaps, which the result names. `before_sampling` is called once, before the first
+    answer, if any has to be sampled.
+    """
+    pending = [before_sampling] if before_sampling is not None else []
+
+    def first_time() -> None:
+        while pending:
+            pending.pop()()
+
+    parts = [part for study in studies for part in _parts(study, engine.tokenizer, how)]
+    for group in _groups(parts, how.together):
+        _sample(engine, store, group, how, first_time)
+        for study in studies:
+            _score(store, [(part, rows) for part, rows in group if part.study is study], how)
+    done = [Answered(part.setting, _table(part), part.failures) for part in parts]
+    starts = [sum(len(study.settings) for study in studies[:i]) for i in range(len(studies))]
+    return [done[start : start + len(study.settings)] for start, study in zip(starts, studies, strict=True)]
+
+
+def _parts(study: Study, tokenizer: PreTrainedTokenizerBase, how: Sampling) -> list[_Part]:
+    """The study's settings with their rows; what they share is made once."""
+    rows = study.rows(how.n_per_question)
+    prompts = rendered(tokenizer, rows)
+    parts = []
+    for setting in study.settings:
+        if setting.control == "prompt":
+            own = study.prompted_rows(how.n_per_question)
+            part = _Part(study, setting, own, rendered(tokenizer, own))
+        else:
+            part = _Part(study, setting, rows, prompts)
+        part.answers = [""] * len(part.rows)
+        part.scores = {name: [None] * len(part.rows) for name in study.questions[0].judge_prompts}
+        parts.append(part)
+    return parts
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, rows: Iterable[PromptRow]) -> list[str]:
+    """Each row's prompt; rows that ask the same share it."""
+    known: dict[tuple[str, str | None], str] = {}
+    prompts = []
+    for row in rows:
+        asked = (row.question, row.system)
+        if asked not in known:
+            known[asked] = render_prompt(tokenizer, row.messages())
+        prompts.append(known[asked])
+    return prompts
+
+
+Group = list[tuple[_Part, list[int]]]
+
+
+def _groups(parts: Sequence[_Part], together: bool) -> list[Group]:
+    """Which rows of which parts are worked on at once: all, or those of one question of one trait."""
+    if together:
+        return [[(part, list(range(len(part.rows)))) for part in parts]]
+    groups: dict[tuple[str, int], Group] = {}
+    for part in parts:
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(part.rows):
+            places.setdefault(row.question_index, []).append(place)
+        for question, found in places.items():
+            groups.setdefault((part.study.trait, question), []).append((part, found))
+    return list(groups.values())
+
+
+def _sample(engine: Engine, store: Store, group: Group, how: Sampling, before_sampling: Callable[[], None]) -> None:
+    jobs = [(part, place) for part, places in group for place in places]
+    texts = answers_of(
+        engine,
+        [part.prompts[place] for part, place in jobs],
+        [(how.seed, *part.rows[place].stream) for part, place in jobs],
+        max_tokens=how.max_tokens,
+        temperature=group[0][0].study.questions[0].temperature,
+        steerings=[part.setting.steering for part, _ in jobs],
+        store=store,
+        overwrite=how.overwrite,
+        progress=how.progress and how.together,
+        before_sampling=before_sampling,
+    )
+    for (part, place), text in zip(jobs, texts, strict=True):
+        part.answers[place] = text
+
+
+def _score(store: Store, group: Group, how: Sampling) -> None:
+    """Scores the group's answers by every judge prompt of their study."""
+    if not group:
+        return
+    jobs = [(part, place) for part, places in group for place in places]
+    items = [(part.rows[place].question, part.answers[place]) for part, place in jobs]
+    question = group[0][0].study.questions[0]
+    for name, template in question.judge_prompts.items():
+        progress = f"judging {name}" if how.progress and how.together else None
+        found, failed = _scores_or_gaps(question, template, items, store, how, progress)
+        for (part, place), score, item in zip(jobs, found, items, strict=True):
+            part.scores[name][place] = score
+            if item in failed:
+                part.failures.append(failed[item])
+
+
+def _scores_or_gaps(
+    question: Question, template: str, items: Items, store: Store, how: Sampling, progress: str | None
+) -> tuple[list[float | None], dict[tuple[str, str], str]]:
+    """The scores, None where the judge gave none or its call failed; and why for each item whose call failed."""
+
+    def ask(asked: Items, overwrite: bool, bar: str | None) -> list[float | None]:
+        options = {"eval_type": question.judge_eval_type, "options": how.judge}
+        return scores_of(question.judge, template, asked, store=store, overwrite=overwrite, progress=bar, **options)
+
+    try:
+        return ask(items, how.overwrite, progress), {}
+    except JudgeError as error:
+        failed = {items[row]: why for row, why in error.failures.items()}
+    scored = [item for item in items if item not in failed]
+    known = dict(zip(scored, ask(scored, False, None), strict=True))  # all of them are in the store now
+    return [known.get(item) for item in items], failed
+
+
+def _table(part: _Part) -> pd.DataFrame:
+    return response_table(part.rows, part.prompts, part.answers, part.scores)
+
+
+def failure_line(failures: Sequence[str]) -> str:
+    """`12 judge calls failed: 10 x timed out; 2 x ...`."""
+    reasons = "; ".join(f"{count} x {why}" for why, count in Counter(failures).most_common(3))
+    return f"{len(failures)} judge call{'s' * (len(failures) > 1)} failed: {reasons}"

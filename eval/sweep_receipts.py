@@ -1,0 +1,106 @@
+"""Steering receipts of a run: taken before anything is sampled, kept with the answers they vouch for.
+
+A run that finds all its answers in the store loads no model and takes no receipt; it has those that were taken when
+the answers were sampled, with their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eval.finished_answers import Engine
+from eval.receipt import take_receipts
+from eval.sweep import Setting, Study
+from eval.sweep_answers import rendered
+from persona_vectors.store import Store, content_key
+
+
+class Receipts:
+    """The receipts of a run's steered settings: taken once, if anything is sampled."""
+
+    def __init__(self, engine: Engine, store: Store, studies: Sequence[Study]):
+        self.engine, self.store = engine, store
+        self.settings = [setting for study in studies for setting in study.settings if setting.steering is not None]
+        self.prompt = rendered(engine.tokenizer, studies[0].rows(1)[:1])[0]
+        self.keys = {
+            id(setting): content_key("receipt", **engine.key(), **_described(setting)) for setting in self.settings
+        }
+        self.known: dict[str, dict[str, Any]] = store.get_many(list(self.keys.values()))
+        self.now = False
+
+    def take(self) -> list[str]:
+        """A receipt for every steering, measured now and stored; the lines that say so.
+
+        Raises:
+            ValueError: a steering that does not add what it should; nothing may be sampled then.
+        """
+        if not self.settings:
+            return []
+        steerings = [setting.steering for setting in self.settings if setting.steering is not None]
+        found = take_receipts(self.engine.model, self.engine.tokenizer, self.prompt, steerings)
+        taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(self.settings, found, strict=True)}
+        self.store.put_many(self.known, kind="receipt")
+        self.now = True
+        return lines(self._named(self.settings))
+
+    def earlier(self) -> list[str]:
+        """What to say of a run that sampled nothing and so took no receipt."""
+        if self.now or not self.settings:
+            return []
+        named = self._named(self.settings)
+        missing = len(self.settings) - len(named)
+        times = sorted({receipt["taken"] for receipt in named})
+        when = f"the receipts are those of {times[0]}" if named else "no receipt is known"
+        gap = f"; {missing} of {len(self.settings)} settings have none (--overwrite samples anew)" if missing else ""
+        return [f"steering receipt: all answers were sampled before and nothing was steered now; {when}{gap}"]
+
+    def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
+        """For the sidecar of these settings: their receipts, and whether this run took them."""
+        steered = [setting for setting in settings if setting.steering is not None]
+        if not steered:
+            return {}
+        return {"receipts": self._named(steered), "receipts_taken_by": "this run" if self.now else "an earlier run"}
+
+    def _named(self, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+        return [
+            {"vector": setting.vector, "control": setting.control, **self.known[key]}
+            for setting in settings
+            if (key := self.keys[id(setting)]) in self.known
+        ]
+
+
+def _described(setting: Setting) -> dict[str, Any]:
+    return {"steering": setting.steering.key() if setting.steering is not None else None}
+
+
+def lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each vector and layer, and one for the random directions of a layer."""
+    groups: dict[tuple[str, bool, int], list[dict[str, Any]]] = {}
+    for receipt in receipts:
+        key = (receipt["vector"], bool(receipt["control"]), receipt["layer"])
+        groups.setdefault(key, []).append(receipt)
+    return [_line(name, found) for name, found in groups.items()]
+
+
+def _line(key: tuple[str, bool, int], found: Sequence[dict[str, Any]]) -> str:
+    vector, is_random, layer = key
+    n_directions = len({receipt["control"] for receipt in found})
+    name = f"{n_directions} random directions" if is_random else Path(vector).name
+    coefs = _each(f"{receipt['coef']:g}" for receipt in found)
+    added = _each(f"{receipt['prefill'] or receipt['decode']:.3g}" for receipt in found)
+    share = _each(f"{receipt['expected'] / receipt['hidden_norm']:.2g}" for receipt in found)
+    worst = max(receipt["relative_error"] for receipt in found)
+    return (
+        f"steering receipt: {name} at layer {layer}, coef {coefs}: adds {added} ({share} of the residual norm there) "
+        f"to {found[0]['positions']} tokens, within {worst:.1g} of what was asked, and nothing elsewhere"
+    )
+
+
+def _each(texts: Iterable[str]) -> str:
+    """Each text once, in order."""
+    return ", ".join(dict.fromkeys(texts))

@@ -1,0 +1,235 @@
+"""What a run found: a line a setting, how steerable samples are, and the best trait at the coherence asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.sweep import Setting
+from eval.sweep_answers import Answered
+from persona_vectors.statistics import Interval, cluster_bootstrap_mean
+from persona_vectors.steerability import Steerability, frontier, steerability
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def sweep_table(found: Sequence[Answered]) -> pd.DataFrame:
+    """The published columns of all settings and, for more than one, `coef, layer, vector, control`."""
+    import pandas as pd
+
+    if len(found) == 1:
+        return found[0].table
+    return pd.concat([_with_setting(one.table, one.setting) for one in found], ignore_index=True)
+
+
+def _with_setting(table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    import pandas as pd
+
+    layer = pd.array([setting.layer] * len(table), dtype="Int64")  # empty where nothing is steered, never 3.0
+    return table.assign(coef=setting.coef, layer=layer, vector=setting.vector, control=setting.control)
+
+
+def summarise(table: pd.DataFrame, trait: str) -> dict[str, Interval]:
+    """Mean and 95% interval of trait and coherence, from a bootstrap clustered by question."""
+    clusters = table["question"].tolist()
+    return {name: cluster_bootstrap_mean(table[name].tolist(), clusters) for name in (trait, "coherence")}
+
+
+def sweep_findings(found: Sequence[Answered], trait: str, min_coherence: float) -> dict[str, Any]:
+    """Everything below, as the sidecar keeps it."""
+    summaries = setting_summaries(found, trait)
+    return {
+        "sweep": summaries,
+        "steerability": steerabilities(found, trait),
+        "frontier": find_frontier(summaries, trait, min_coherence),
+    }
+
+
+def setting_summaries(found: Sequence[Answered], trait: str) -> list[dict[str, Any]]:
+    """One dict a setting, for the sidecar's `sweep`."""
+    summaries = []
+    for one in found:
+        intervals = summarise(one.table, trait)
+        summaries.append(
+            {
+                **{name: getattr(one.setting, name) for name in ("coef", "layer", "vector", "control")},
+                "n_total": len(one.table),
+                "n_scored": intervals[trait].n,
+                "n_failed": len(one.failures),
+                "n_questions": intervals[trait].n_clusters,
+                **{name: described(interval) for name, interval in intervals.items()},
+            }
+        )
+    return summaries
+
+
+def described(interval: Interval) -> dict[str, float | None]:
+    """The interval for a sidecar; JSON has no NaN, so what could not be had is null."""
+    numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
+
+
+def steerabilities(found: Sequence[Answered], trait: str) -> list[dict[str, Any]]:
+    """For each vector and random direction at each layer: the slope of each sample's score over the coefficient.
+
+    The unsteered run, where there is one, is coefficient 0 of all of them. Samples are paired by question id and
+    number. Where fewer than two coefficients were run there is nothing to say.
+    """
+    base = [one for one in found if one.setting.is_baseline]
+    groups: dict[tuple, list[Answered]] = {}
+    for one in found:
+        if one.setting.steering is not None:
+            key = (one.setting.vector, one.setting.matched, one.setting.control, one.setting.layer)
+            groups.setdefault(key, []).append(one)
+    described_groups = []
+    for (vector, _matched, control, layer), steered in groups.items():
+        members = [*base, *steered]
+        if len(members) < 2:
+            continue
+        found_one = _steerability(members, trait)
+        described_groups.append(
+            {
+                **{"vector": vector, "layer": layer, "control": control},
+                "coefs": sorted(one.setting.coef for one in members),
+                "slope": described(found_one.slope),
+                "wrong_way": described(found_one.wrong_way),
+                "n_used": found_one.n_used,
+                "n_samples": found_one.n_samples,
+            }
+        )
+    return described_groups
+
+
+def _steerability(members: Sequence[Answered], trait: str) -> Steerability:
+    """Of samples that are the same question, system prompt and random stream under every setting."""
+    columns, questions = [], {}
+    for one in members:
+        sample = one.table.groupby("question_id", sort=False).cumcount()
+        keys = list(zip(one.table["question_id"], sample, strict=True))
+        columns.append(dict(zip(keys, one.table[trait], strict=True)))
+        questions |= dict(zip(keys, one.table["question"], strict=True))
+    scores = np.array([[column.get(key, np.nan) for column in columns] for key in questions], dtype=float)
+    return steerability([one.setting.coef for one in members], scores, list(questions.values()))
+
+
+def find_frontier(summaries: Sequence[dict[str, Any]], trait: str, min_coherence: float) -> dict[str, Any]:
+    """The highest mean trait of the vector's steered settings at mean coherence >= `min_coherence`, and beside it the
+    same of random directions, of the unsteered run and of the system prompt; None where there is none.
+
+    The best of many settings is chosen on the answers it is scored by: the more settings, the more it flatters. The
+    random directions are chosen in the same way.
+    """
+
+    def best(kind: str) -> dict[str, Any] | None:
+        rows = [row for row in summaries if _kind(row) == kind]
+        least = min_coherence if kind in ("steered", "random") else 0.0  # the others are no choice among settings
+        chosen = frontier([(row, row[trait]["mean"], row["coherence"]["mean"]) for row in rows], least)
+        if chosen is None:
+            return None
+        return {name: chosen[0][name] for name in ("coef", "layer", "vector", "control", trait, "coherence")}
+
+    return {
+        "min_coherence": min_coherence,
+        **{kind: best(kind) for kind in ("steered", "random", "unsteered", "prompt")},
+    }
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["control"]:
+        return "prompt" if row["control"] == "prompt" else "random"
+    return "steered" if row["vector"] else "unsteered"
+
+
+def finding_lines(findings: dict[str, Any], trait: str) -> list[str]:
+    """The findings as text: a line a setting, a line for each vector's steerability, and the frontier."""
+    return [
+        *table_lines(findings["sweep"], trait),
+        *steerability_lines(findings["steerability"], trait),
+        frontier_line(findings["frontier"], trait),
+    ]
+
+
+def summary_lines(one: Answered, trait: str) -> list[str]:
+    """Two lines of a run of one setting."""
+    return [
+        f"{name + ':':<16} {interval.mean:6.2f}  95% [{interval.low:.2f}, {interval.high:.2f}]"
+        f"  n_scored {interval.n} of n_total {len(one.table)}, {interval.n_clusters} questions"
+        for name, interval in summarise(one.table, trait).items()
+    ]
+
+
+def table_lines(summaries: Sequence[dict[str, Any]], trait: str) -> list[str]:
+    """A line a setting, under a heading."""
+    rows = [("layer", "coef", "setting", trait, "coherence", "scored")]
+    for row in summaries:
+        layer = "-" if row["layer"] is None else str(row["layer"])
+        coef = "-" if row["control"] == "prompt" else f"{row['coef']:g}"
+        counts = f"{row['n_scored']}/{row['n_total']}"
+        rows.append((layer, coef, _name(row), _text(row[trait]), _text(row["coherence"]), counts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {2}  # names; numbers stand at the right
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]:
+    """A line for each vector and layer; one for the random directions of each layer, as a range."""
+    lines = []
+    own = [one for one in found if not one["control"]]
+    for one in own:
+        lines.append(
+            f"steerability of {_name(one)} at layer {one['layer']}: {_text(one['slope'], sign=True)} points of {trait} "
+            f"a unit of coef; {_share(one['wrong_way'])} of {one['n_used']} samples move the wrong way"
+        )
+    for layer in sorted({one["layer"] for one in found if one["control"]}):
+        random = [one for one in found if one["control"] and one["layer"] == layer and one["n_used"]]
+        if random:
+            slopes, shares = ([one[name]["mean"] for one in random] for name in ("slope", "wrong_way"))
+            lines.append(
+                f"steerability of {len(random)} random directions at layer {layer}: {min(slopes):+.1f} to "
+                f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way"
+            )
+    return lines
+
+
+def frontier_line(found: dict[str, Any], trait: str) -> str:
+    """`frontier: evil 61.2 [..] at layer 3, coef 1 (coherence 88); random ...; unsteered ...`."""
+    shown = []
+    for kind in ("steered", "random", "unsteered", "prompt"):
+        best = found[kind]
+        if best is not None:
+            where = f" at layer {best['layer']}, coef {best['coef']:g}" if best["layer"] is not None else ""
+            name = {"steered": _name(best), "random": best["control"]}.get(kind, kind)
+            shown.append(f"{name} {_text(best[trait])}{where} (coherence {best['coherence']['mean']:.1f})")
+        elif kind == "steered":
+            shown.append("no steered setting")
+    return f"highest {trait} at coherence >= {found['min_coherence']:g}: {'; '.join(shown)}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["control"] or (Path(row["vector"]).name if row["vector"] else "unsteered")
+
+
+def _text(interval: dict[str, float | None], *, sign: bool = False) -> str:
+    if interval["mean"] is None:
+        return "no score"
+    form = f"{{:{'+' if sign else ''}.1f}}".format
+    if interval["low"] is None:
+        return f"{form(interval['mean'])} [no interval]"
+    return f"{form(interval['mean'])} [{form(interval['low'])}, {form(interval['high'])}]"
+
+
+def _share(interval: dict[str, float | None]) -> str:
+    if interval["mean"] is None:
+        return "none"
+    bounds = "" if interval["low"] is None else f" [{interval['low']:.0%}, {interval['high']:.0%}]"
+    return f"{interval['mean']:.0%}{bounds}"
