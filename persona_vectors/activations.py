@@ -3,16 +3,16 @@
 `layer` is a hidden_states index: 0 is the embedding output (the input of the first block), L the output of block L-1.
 The last layer is the last block's own output, before the final norm, because that is what can be steered.
 
-Hooks of our own on the blocks reduce each hidden state to its means as soon as it exists, so no hidden state is kept
-and memory does not grow with the number of samples. `output_hidden_states` is never asked for: whether it shows a
-steered layer depends on the order in which hooks were added. The forward pass ends at the highest wanted layer; the
-blocks above it, the final norm and the `lm_head` do not run.
+A prompt with several answers is read once, and its answers after its keys and values, where the model's cache allows
+(`persona_vectors/span_means.py`, which runs the passes). `output_hidden_states` is never asked for: whether it shows a
+steered layer depends on the order in which hooks were added. No hidden state is kept, so that memory does not grow with
+the number of samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,32 +20,45 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from persona_vectors.blocks import (
-    block_index,
-    check_layer,
-    decoder_blocks,
-    device_of,
-    hidden_of,
-    hidden_size,
-    model_label,
-    unwrap,
-)
-from persona_vectors.tokens import TokenizedSample, pad_batch
+from persona_vectors.blocks import check_layer, decoder_blocks, device_of, hidden_size, model_label, unwrap
+from persona_vectors.span_means import SPANS, SpanMeans, answer_means, can_share_prompts, read_prompts, whole_means
+from persona_vectors.tokens import TokenizedSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SPANS = ("prompt_avg", "response_avg", "prompt_last")
-
 Means = dict[str, Float[Tensor, "batch layers d_model"]]
 
-_TOKENS_PER_BATCH_CPU = 4_096  # padded tokens in one forward pass
-_TOKENS_PER_BATCH_CUDA = 16_384
-_ROWS_PER_BATCH = 256  # bounds what a batch's means occupy on the device: short samples, many layers
+_TOKENS_PER_PASS_CPU = 4_096  # padded tokens in one forward pass, those of prompts read before included
+_TOKENS_PER_PASS_CUDA = 16_384
+_PASS_COST_CPU = 64  # a pass of its own costs about as much as this many padded tokens
+_PASS_COST_CUDA = 2_048
+_ROWS_PER_PASS = 256  # bounds what a pass's means occupy on the device: short samples, many layers
 
 
-class _EarlyExit(Exception):
-    """Raised by the hook on the highest wanted layer: everything asked for has been read."""
+@dataclass(frozen=True)
+class _Limits:
+    """What one forward pass holds at most (`tokens`, padding included), and how many padded tokens it is worth."""
+
+    tokens: int
+    pass_cost: int
+
+    def parts(self, lengths: Sequence[int], before: int = 0) -> Iterator[slice]:
+        """Rows of one pass each, of lengths that fall; `before` tokens stand before each row without being read.
+
+        A row joins the rows above it unless their padding would by then cost more than a pass of its own.
+        """
+        start = 0
+        while start < len(lengths):
+            most = min(_ROWS_PER_PASS, self.tokens // (before + lengths[start]))
+            end, padding = start + 1, 0
+            while end < len(lengths) and end - start < most:
+                padding += lengths[start] - lengths[end]
+                if padding > self.pass_cost:
+                    break
+                end += 1
+            yield slice(start, end)
+            start = end
 
 
 def mean_activations(
@@ -63,17 +76,18 @@ def mean_activations(
     With h the hidden states of one sample at one layer and p its prompt length:
         prompt_avg = mean(h[:p]),  response_avg = mean(h[p:]),  prompt_last = h[p - 1].
 
-    The result does not depend on the order of the samples nor on which of them share a batch, beyond rounding; equal
-    samples are computed once. An active `ActivationSteerer` is seen, if it was entered before this call; it must steer
-    all positions alike, because rows are reordered and a sample is cut after the last span that is wanted.
+    The result does not depend on the order of the samples nor on which of them share a batch or a prompt, beyond
+    rounding; equal samples are computed once, and so are equal prompts. An active `ActivationSteerer` is seen, if it
+    was entered before this call; it must steer all positions alike, because rows are reordered, a sample is cut after
+    the last span that is wanted, and its prompt may be read in a pass of its own.
 
     Args:
         model: a causal language model; PEFT-wrapped, compiled (run uncompiled here) or spread over devices is fine.
         samples: from `persona_vectors.tokens`.
         layers: hidden_states indices in the wanted order; all of 0..n_layers by default.
         spans: which of SPANS.
-        token_budget: padded tokens in one forward pass; a default for the device if None. A batch that does not fit
-            the device is halved until it does.
+        token_budget: padded tokens in one forward pass, those of prompts read before included; a default for the
+            device if None. A batch that does not fit the device is halved until it does.
         progress: show a progress bar.
         on_batch: called with row numbers and their means as each batch ends (`iter_mean_activations` keeps nothing).
 
@@ -105,18 +119,20 @@ def iter_mean_activations(
     token_budget: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[list[int], Means]]:
-    """Batches of (row numbers, means of those rows), each row once, in the engine's own order (longest first).
+    """Batches of (row numbers, means of those rows), each row once, in the engine's own order.
 
     The same numbers as `mean_activations`, for who reduces further and wants no more than one batch in memory.
     """
     wanted = _check_layers(model, layers)
     _check_spans(spans)
     _check_samples(model, samples, spans)
+    on_cpu = device_of(model).type == "cpu"
     if token_budget is None:
-        token_budget = _TOKENS_PER_BATCH_CPU if device_of(model).type == "cpu" else _TOKENS_PER_BATCH_CUDA
+        token_budget = _TOKENS_PER_PASS_CPU if on_cpu else _TOKENS_PER_PASS_CUDA
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; expected at least 1")
-    return _iterate(model, samples, wanted, tuple(spans), token_budget, progress)
+    limits = _Limits(token_budget, _PASS_COST_CPU if on_cpu else _PASS_COST_CUDA)
+    return _iterate(model, samples, wanted, tuple(spans), limits, progress)
 
 
 def _iterate(
@@ -124,23 +140,16 @@ def _iterate(
     samples: Sequence[TokenizedSample],
     layers: list[int],
     spans: tuple[str, ...],
-    token_budget: int,
+    limits: _Limits,
     progress: bool,
 ) -> Iterator[tuple[list[int], Means]]:
     rows_of: dict[TokenizedSample, list[int]] = {}
     for row, sample in enumerate(samples):
         rows_of.setdefault(_cut(sample, spans), []).append(row)
-    # Longest first: memory runs out on the first batch or never. Ties by content: input order changes nothing.
-    ordered = sorted(rows_of, key=lambda sample: (-len(sample.ids), sample.ids, sample.prompt_len))
     with tqdm(total=len(samples), desc="activations", unit="sample", disable=not progress) as bar:
-        start = 0
-        while start < len(ordered):
-            size = min(_ROWS_PER_BATCH, max(1, token_budget // len(ordered[start].ids)))
-            batch = ordered[start : start + size]
-            start += size
+        for batch, means in _passes(model, list(rows_of), layers, spans, limits):
             rows = [row for sample in batch for row in rows_of[sample]]
             index = torch.tensor([i for i, sample in enumerate(batch) for _ in rows_of[sample]])
-            means = _means_or_halves(model, batch, layers, spans)  # (batch, span, layer, d_model)
             _check_finite(means[index], rows)
             yield rows, {span: means[index, i] for i, span in enumerate(spans)}
             bar.update(len(rows))
@@ -151,109 +160,70 @@ def _cut(sample: TokenizedSample, spans: tuple[str, ...]) -> TokenizedSample:
     return sample if "response_avg" in spans else TokenizedSample(sample.ids[: sample.prompt_len], sample.prompt_len)
 
 
-def _means_or_halves(
-    model: nn.Module, batch: Sequence[TokenizedSample], layers: list[int], spans: tuple[str, ...]
-) -> Float[Tensor, "batch spans layers d_model"]:
+def _passes(
+    model: nn.Module, samples: Sequence[TokenizedSample], layers: list[int], spans: tuple[str, ...], limits: _Limits
+) -> Iterator[tuple[list[TokenizedSample], SpanMeans]]:
+    """Different samples with their means, a pass at a time: those whose prompt has several answers, then the others.
+
+    Longest first: memory runs out early or never. Ties by content: the order of the samples changes nothing.
+    """
+    answers_to: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for sample in samples:
+        answers_to.setdefault(sample.ids[: sample.prompt_len], []).append(sample.ids[sample.prompt_len :])
+    share = max(layers) > 0 and can_share_prompts(model)  # nothing comes before layer 0
+    prompts = sorted((p for p, answers in answers_to.items() if share and len(answers) > 1), key=_longest_first)
+    for part in limits.parts([len(prompt) for prompt in prompts]):
+        yield from _shared_passes(model, {p: answers_to[p] for p in prompts[part]}, layers, spans, limits)
+    shared = set(prompts)
+    others = [sample for sample in samples if sample.ids[: sample.prompt_len] not in shared]
+    others.sort(key=lambda sample: (_longest_first(sample.ids), sample.prompt_len))
+    for part in limits.parts([len(sample.ids) for sample in others]):
+        batch = others[part]
+        yield batch, _or_halves(lambda some: whole_means(model, some, layers, spans), batch)
+
+
+def _longest_first(ids: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    return -len(ids), ids
+
+
+def _shared_passes(
+    model: nn.Module,
+    answers_to: dict[tuple[int, ...], list[tuple[int, ...]]],
+    layers: list[int],
+    spans: tuple[str, ...],
+    limits: _Limits,
+) -> Iterator[tuple[list[TokenizedSample], SpanMeans]]:
+    """One pass over the prompts, then passes over their answers, of similar lengths whichever prompt is theirs."""
+    prompts = list(answers_to)
+    read = None
     try:
-        return _batch_means(model, batch, layers, spans)
+        read = read_prompts(model, prompts, layers, spans)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    if read is None:
+        torch.cuda.empty_cache()
+        for half in (prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]):
+            yield from _shared_passes(model, {p: answers_to[p] for p in half}, layers, spans, limits)
+        return
+    answers = [(row, answer) for row, prompt in enumerate(prompts) for answer in answers_to[prompt]]
+    answers.sort(key=lambda pair: (_longest_first(pair[1]), pair[0]))
+    for part in limits.parts([len(answer) for _row, answer in answers], before=max(read.lengths)):
+        batch = answers[part]
+        means = _or_halves(lambda some: answer_means(model, read, some, layers, spans), batch)
+        yield [TokenizedSample(prompts[row] + answer, read.lengths[row]) for row, answer in batch], means
+
+
+def _or_halves(read: Callable[[list[Any]], SpanMeans], batch: list[Any]) -> SpanMeans:
+    """The means of a batch, read in halves where it does not fit the device."""
+    try:
+        return read(batch)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
     torch.cuda.empty_cache()
     middle = len(batch) // 2
-    halves = (batch[:middle], batch[middle:])
-    return torch.cat([_means_or_halves(model, half, layers, spans) for half in halves])
-
-
-@torch.inference_mode()
-def _batch_means(
-    model: nn.Module, batch: Sequence[TokenizedSample], layers: list[int], spans: tuple[str, ...]
-) -> Float[Tensor, "batch spans layers d_model"]:
-    """One forward pass over right-padded samples: padding comes after every real token, so positions are exact."""
-    base = unwrap(model)
-    device = device_of(base)
-    if device.type == "meta":  # offloaded weights: accelerate's own hook moves the inputs
-        device = torch.device("cpu")
-    input_ids, attention_mask = pad_batch([sample.ids for sample in batch], 0, "right")
-    means: dict[int, Tensor] = {}
-    with _eval_mode(base), _reducing_hooks(base, layers, _span_weights(batch, spans), means):
-        try:
-            base(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                use_cache=False,
-                output_hidden_states=False,
-            )
-        except _EarlyExit:
-            pass
-    unread = sorted(set(layers) - means.keys())
-    if unread:
-        raise RuntimeError(f"{type(base).__name__} did not run the blocks of layers {unread}: nothing was read there")
-    return torch.stack([means[layer].cpu() for layer in layers], dim=2)
-
-
-def _span_weights(batch: Sequence[TokenizedSample], spans: tuple[str, ...]) -> Float[Tensor, "batch spans seq"]:
-    """Rows that turn hidden states into span means by one matrix product; every row sums to 1, padding weighs 0."""
-    position = torch.arange(max(len(sample.ids) for sample in batch))  # (seq,)
-    total = torch.tensor([len(sample.ids) for sample in batch])[:, None]  # (batch, 1)
-    prompt = torch.tensor([sample.prompt_len for sample in batch])[:, None]
-    masks = {
-        "prompt_avg": position < prompt,
-        "response_avg": (position >= prompt) & (position < total),
-        "prompt_last": position == prompt - 1,
-    }
-    mask = torch.stack([masks[span] for span in spans], dim=1).float()  # (batch, spans, seq)
-    return mask / mask.sum(-1, keepdim=True)
-
-
-@contextmanager
-def _reducing_hooks(
-    model: nn.Module, layers: Sequence[int], weights: Float[Tensor, "batch spans seq"], means: dict[int, Tensor]
-) -> Iterator[None]:
-    """Hooks that put (batch, spans, d_model) into `means[layer]`, and end the pass after the highest layer."""
-    blocks = decoder_blocks(model)
-    highest = max(layers)
-    weights_on: dict[torch.device, Tensor] = {}
-
-    def reduce(layer: int, hidden: Tensor) -> None:
-        device = hidden.device
-        if device not in weights_on:
-            weights_on[device] = weights.to(device)
-        with torch.autocast(device.type, enabled=False):
-            means[layer] = torch.bmm(weights_on[device], hidden.float())
-        if layer == highest:
-            raise _EarlyExit
-
-    def read_input(_block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        reduce(0, args[0] if args else kwargs["hidden_states"])
-
-    def reader(layer: int) -> Callable[[nn.Module, tuple, Any], None]:
-        return lambda _block, _args, output: reduce(layer, hidden_of(output))
-
-    handles = []
-    try:
-        for layer in set(layers):
-            if layer == 0:
-                handles.append(blocks[0].register_forward_pre_hook(read_input, with_kwargs=True))
-            else:
-                handles.append(blocks[block_index(layer)].register_forward_hook(reader(layer)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout while we read, whatever mode a training loop left the model in; every module's mode is restored."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    return torch.cat([_or_halves(read, half) for half in (batch[:middle], batch[middle:])])
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
@@ -288,7 +258,7 @@ def _check_samples(model: nn.Module, samples: Sequence[TokenizedSample], spans: 
         raise ValueError(f"{_some(long)}: longer than the {context} tokens that {model_label(model)} reads; shorten it")
 
 
-def _check_finite(means: Float[Tensor, "batch spans layers d_model"], rows: Sequence[int]) -> None:
+def _check_finite(means: SpanMeans, rows: Sequence[int]) -> None:
     finite = torch.isfinite(means).flatten(1).all(1)
     if not finite.all():
         broken = sorted(row for row, good in zip(rows, finite.tolist(), strict=True) if not good)

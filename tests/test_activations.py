@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from activation_steer import ActivationSteerer
-from persona_vectors import activations
+from persona_vectors import activations, span_means
 from persona_vectors.activations import SPANS, iter_mean_activations, mean_activations
-from persona_vectors.tokens import TokenizedSample
+from persona_vectors.tokens import TokenizedSample, pad_batch
 from tests.tiny_models import ARCHITECTURES, D_MODEL, N_LAYERS, VOCAB_SIZE, tiny_model
 
 
@@ -28,6 +29,21 @@ def random_samples(n: int, seed: int = 0, longest: int = 12) -> list[TokenizedSa
         ids = torch.randint(6, VOCAB_SIZE, (prompt_len + response_len,), generator=generator)
         samples.append(TokenizedSample(tuple(ids.tolist()), prompt_len))
     return samples
+
+
+def rollouts(seed: int = 0, prompts: int = 4, longest: int = 12) -> list[TokenizedSample]:
+    """Several answers a prompt, prompts of unequal lengths, one of them with a single answer; shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shortest: int) -> tuple[int, ...]:
+        length = int(torch.randint(shortest, longest, (), generator=generator))
+        return tuple(torch.randint(6, VOCAB_SIZE, (length,), generator=generator).tolist())
+
+    samples = []
+    for i in range(prompts):
+        prompt = draw(2) if i else (9,)
+        samples += [TokenizedSample(prompt + draw(1), len(prompt)) for _ in range(4 if i < prompts - 1 else 1)]
+    return [samples[i] for i in torch.randperm(len(samples), generator=generator)]
 
 
 def appender(outputs: list):
@@ -75,6 +91,17 @@ def test_equals_the_one_sample_loop(architecture):
     assert_same(mean_activations(model, samples, token_budget=60), one_sample_loop(model, samples))
 
 
+@pytest.mark.parametrize("layers", [[0], [1], [2, 0], [3], None])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_answers_read_after_their_prompts_equal_the_one_sample_loop(architecture, layers):
+    """Windows of 4 tokens (the Gemmas), learned positions (GPT-2), experts, grouped heads; wherever the pass ends."""
+    model = tiny_model(architecture)
+    samples = rollouts()
+    wanted = list(range(N_LAYERS + 1)) if layers is None else layers
+    loop = {span: values[:, wanted] for span, values in one_sample_loop(model, samples).items()}
+    assert_same(mean_activations(model, samples, layers, token_budget=60), loop)
+
+
 def test_last_row_is_the_last_blocks_output_not_the_final_norm():
     model = tiny_model("llama")
     samples = random_samples(3)
@@ -112,28 +139,20 @@ def test_order_and_batch_composition_change_nothing(order, budget):
     assert_same(ours, {span: values[list(order)] for span, values in LOOP.items()})
 
 
-def test_left_padding_gives_the_same(monkeypatch):
-    """The engine pads right; a model fed left-padded rows with the same spans reads the same activations."""
-
-    def left(sequences, pad_id, _side):
-        return pad_batch(sequences, pad_id, "left")
-
-    def left_weights(batch, spans):
-        width = max(len(sample.ids) for sample in batch)
-        right = span_weights(batch, spans)
-        shifted = [right[i].roll(width - len(sample.ids), dims=-1) for i, sample in enumerate(batch)]
-        return torch.stack(shifted)
-
-    pad_batch, span_weights = activations.pad_batch, activations._span_weights
-    monkeypatch.setattr(activations, "pad_batch", left)
-    monkeypatch.setattr(activations, "_span_weights", left_weights)
-    assert_same(mean_activations(MODEL, SAMPLES, token_budget=200), LOOP)  # Llama's rotary positions are relative
+def test_left_padding_gives_the_same():
+    """The engine pads right; a model fed left-padded rows with a mask and the same spans reads the same activations."""
+    ids, mask = pad_batch([sample.ids for sample in SAMPLES], 0, "left")
+    right = span_means._span_weights(SAMPLES, SPANS)
+    weights = torch.stack([right[i].roll(ids.shape[1] - len(s.ids), dims=-1) for i, s in enumerate(SAMPLES)])
+    inputs = {"input_ids": ids, "attention_mask": mask}  # Llama's rotary positions are relative
+    with torch.inference_mode():
+        left = span_means._read(MODEL, list(range(N_LAYERS + 1)), weights, inputs)
+    assert_same({span: left[:, i] for i, span in enumerate(SPANS)}, LOOP)
 
 
 def test_pad_tokens_leave_no_trace(monkeypatch):
     before = mean_activations(MODEL, SAMPLES, token_budget=500)
-    pad_batch = activations.pad_batch
-    monkeypatch.setattr(activations, "pad_batch", lambda seqs, _pad, side: pad_batch(seqs, 37, side))
+    monkeypatch.setattr(span_means, "pad_batch", lambda seqs, _pad, side: pad_batch(seqs, 37, side))
     after = mean_activations(MODEL, SAMPLES, token_budget=500)
     for span in SPANS:
         torch.testing.assert_close(before[span], after[span], atol=1e-6, rtol=1e-6)
@@ -186,6 +205,53 @@ def test_prompt_spans_do_not_pay_for_answers():
     rollouts = [TokenizedSample((*prompt, 10 + i), 3) for i in range(10)]
     mean_activations(model, rollouts, None, ["prompt_avg", "prompt_last"])
     assert shapes == [(1, 3)]
+
+
+def test_a_prompt_is_run_once_for_all_its_answers():
+    model = tiny_model("qwen2")
+    shapes = count_rows(model)
+    prompt = tuple(range(6, 30))
+    answers = [tuple(range(start, start + n)) for start, n in ((10, 9), (11, 8), (12, 8), (10, 7), (10, 7))]
+    mean_activations(model, [TokenizedSample(prompt + answer, 24) for answer in answers])
+    assert shapes == [(1, 24), (4, 9)]  # two of the answers are equal
+
+
+def test_sharing_prompts_changes_nothing_beyond_rounding(monkeypatch):
+    samples = rollouts(seed=3)
+    shared = mean_activations(MODEL, samples)
+    monkeypatch.setattr(activations, "can_share_prompts", lambda _model: False)
+    alone = mean_activations(MODEL, samples)
+    assert_same(shared, alone, atol=1e-5)
+    assert not torch.equal(shared["response_avg"], alone["response_avg"])  # it was another computation
+
+
+def test_a_long_answer_beside_a_short_prompt_stays_within_the_context():
+    """Padding after a short answer of a long prompt must not ask GPT-2 for positions that it does not have."""
+    model = tiny_model("gpt2")
+    long_prompt, short_prompt = tuple([7] * 120), (8, 9)
+    ends = [(long_prompt, (10,) * n) for n in (7, 8)] + [(short_prompt, (11,) * n) for n in (100, 101)]
+    samples = [TokenizedSample(prompt + answer, len(prompt)) for prompt, answer in ends]
+    assert_same(mean_activations(model, samples, token_budget=10_000), one_sample_loop(model, samples))
+
+
+OTHER_STATES: dict[str, dict] = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba": {"state_size": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHER_STATES)
+def test_where_answers_cannot_follow_a_cache_samples_are_read_whole(architecture):
+    """Convolutions and states: what such models keep is not the keys and values of every token."""
+    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": N_LAYERS}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    config = AutoConfig.for_model(architecture, **(sizes | heads | OTHER_STATES[architecture]))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    samples = rollouts()
+    loop = {span: values[:, 1:] for span, values in one_sample_loop(model, samples).items()}
+    assert not span_means.can_share_prompts(model)
+    assert_same(mean_activations(model, samples, [1, 2, 3]), loop)  # Mamba adds to its hidden_states[0] in place
 
 
 def test_token_budget_bounds_every_batch_and_longest_come_first():
@@ -280,19 +346,21 @@ def test_no_graph_is_kept():
     assert not ours.requires_grad and not ours.is_inference()
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
-    whole = activations._batch_means
+@pytest.mark.parametrize("samples", [SAMPLES, rollouts()], ids=["different prompts", "shared prompts"])
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, samples):
+    read = span_means._read
     tried = []
 
-    def limited(model, batch, layers, spans):
-        tried.append(len(batch))
-        if len(batch) > 2:
+    def limited(model, layers, weights, inputs):
+        tried.append(len(weights))
+        if len(weights) > 2:
             raise torch.OutOfMemoryError("no room")
-        return whole(model, batch, layers, spans)
+        return read(model, layers, weights, inputs)
 
-    monkeypatch.setattr(activations, "_batch_means", limited)
-    assert_same(mean_activations(MODEL, SAMPLES, token_budget=10_000), LOOP)
-    assert max(tried) == len(SAMPLES)
+    monkeypatch.setattr(span_means, "_read", limited)
+    monkeypatch.setattr(activations, "_PASS_COST_CPU", 10_000)
+    assert_same(mean_activations(MODEL, samples, token_budget=10_000), one_sample_loop(MODEL, samples))
+    assert max(tried) > 2
 
 
 def test_no_samples_is_an_empty_result():
