@@ -92,7 +92,8 @@ def find_files(given: Sequence[str]) -> list[tuple[str, Path]]:
         for file in files:
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if path.is_file() or (file.name.endswith(SUFFIXES) and not hidden):
-                found.setdefault(file.resolve(), (str(file), file))
+                name = str(file.relative_to(path)) if path.is_dir() and len(given) == 1 else str(file)
+                found.setdefault(file.resolve(), (name, file))
     return list(found.values())
 
 
@@ -105,7 +106,9 @@ def read_inputs(given: Sequence[str]) -> Inputs:
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             inputs.skipped.append((name, " ".join(reason.split())))
-    inputs.skipped += [(name, "a sidecar without its table, which was moved or never finished") for name in _orphans(given)]
+    inputs.skipped += [
+        (name, "a sidecar without its table, which was moved or never finished") for name in _orphans(given)
+    ]
     return inputs
 
 

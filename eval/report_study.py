@@ -102,7 +102,9 @@ class Study:
     @property
     def title(self) -> str:
         """The trait, and what tells this study from another of the same trait."""
-        known = [text for text in (self.model and f"of {self.model}", self.version and f"{self.version} questions") if text]
+        known = [
+            text for text in (self.model and f"of {self.model}", self.version and f"{self.version} questions") if text
+        ]
         return ", ".join([self.trait, *known])
 
     def curves(self) -> list[Curve]:
@@ -163,7 +165,7 @@ def studies(tables: Sequence[Table]) -> list[Study]:
         study.settings = _settings(study)
         study.notes += _notes(study)
         found.append(study)
-    return sorted(found, key=lambda one: (one.trait, one.model, one.judge, -len(one.curves())))
+    return sorted(found, key=lambda one: (one.trait, not one.model, one.model, one.judge, not one.curves()))
 
 
 def _identity(table: Table) -> dict[str, str]:
@@ -198,7 +200,9 @@ def _settings(study: Study) -> list[Shown]:
             study.notes.append(f"'{shown.name()}' is in {len(kept)} tables ({names}); their rows are taken together.")
         found.append(shown)
     order = ("pos", "neg", "unsteered", "prompt", "steered", "random", "unknown")
-    return sorted(found, key=lambda one: (order.index(one.kind), one.vector, one.layer or 0, one.control, one.coef or 0))
+    return sorted(
+        found, key=lambda one: (order.index(one.kind), one.vector, one.layer or 0, one.control, one.coef or 0)
+    )
 
 
 _SCORES = ("score", "coherence")
@@ -234,7 +238,9 @@ def _notes(study: Study) -> list[str]:
         notes += _setting_notes(study, setting)
     failed = sum(n for table in study.tables if isinstance(n := table.sidecar.get("n_failed"), int))
     if failed:
-        notes.append(f"{failed} judge calls failed; the command that wrote the table asks only for those when run again.")
+        notes.append(
+            f"{failed} judge calls failed; the command that wrote the table asks only for those when run again."
+        )
     if study.judge and study.judge == study.model:
         notes.append("The judge is the model itself, so read the answers too.")
     for name in _COMPARABLE:
@@ -246,7 +252,7 @@ def _notes(study: Study) -> list[str]:
 
 def _setting_notes(study: Study, setting: Shown) -> Iterable[str]:
     missing = [
-        f"{interval.n} of {len(setting.rows)} answers have a {name} score"
+        f"{interval.n} of {len(setting.rows)} answers are scored for {name}"
         for name, interval in ((study.trait, setting.score), ("coherence", setting.coherence))
         if interval.n < len(setting.rows)
     ]

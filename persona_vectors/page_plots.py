@@ -118,7 +118,7 @@ def boxes(rows: Sequence[tuple[str, str, Numbers]], xlabel: str, label: str) -> 
             f'<rect class="box" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="{middle - 6}" height="12"/>',
             f'<line class="median" x1="{mid:.1f}" x2="{mid:.1f}" y1="{middle - 6}" y2="{middle + 6}"/></g>',
         ]
-    return _svg(parts, height, label)
+    return _svg(parts, height, label, "chart boxes")
 
 
 def swatch(look: str) -> str:
@@ -136,12 +136,12 @@ def ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -> lis
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     step = max(step, 1.0) if whole else step
     first = np.ceil(low / step - 1e-9)
-    return [float(n * step) for n in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+    return [float(n * step) + 0.0 for n in np.arange(first, np.floor(high / step + 1e-9) + 1)]
 
 
-def _svg(parts: Sequence[str], height: int, label: str) -> str:
+def _svg(parts: Sequence[str], height: int, label: str, css: str = "chart") -> str:
     body = "".join(parts)
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'
+    return f'<svg class="{css}" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'
 
 
 def _axes(x: _Scale, y: _Scale, xlabel: str, ylabel: str, whole_x: bool) -> Iterator[str]:
