@@ -19,7 +19,7 @@ the rest.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,32 +28,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from activation_steer import ActivationSteererMultiple
-from eval.model_utils import Steering
-from persona_vectors.blocks import block_index, decoder_blocks, device_of, hidden_of, model_label, unwrap
+from eval.model_utils import Steering, steer_rows
+from persona_vectors.blocks import decoder_blocks, device_of, hidden_of, model_label, unwrap
 from persona_vectors.tokens import tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def steer_rows(
-    model: PreTrainedModel, steerings: Sequence[Steering]
-) -> Callable[[Sequence[int]], AbstractContextManager]:
-    """Rows that each carry their own steering; until eval.model_utils has it."""
-
-    def steer(rows: Sequence[int]) -> AbstractContextManager:
-        chosen = [steerings[row] for row in rows]
-        instructions = []
-        for layer, positions in sorted({(own.layer, own.positions) for own in chosen}):
-            mine = [own.coef if (own.layer, own.positions) == (layer, positions) else 0.0 for own in chosen]
-            vectors = torch.stack([own.vector.float() for own in chosen])
-            own = {"steering_vector": vectors, "coeff": torch.tensor(mine), "layer_idx": block_index(layer)}
-            instructions.append(own | {"positions": positions, "per_row": True})
-        return ActivationSteererMultiple(model, instructions)
-
-    return steer
-
 
 _TOKENS_PER_BATCH = 16_384
 _STEPS = ("prefill", "decode")
