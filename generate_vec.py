@@ -15,6 +15,8 @@ from persona_vectors import cli
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from persona_vectors.vectors import Extraction
+
 
 def main(
     model_name: str,
@@ -23,6 +25,9 @@ def main(
     trait: str,
     save_dir: str,
     threshold: float = 50,
+    contrast: Literal["pos_neg", "pos_neutral"] = "pos_neg",
+    quality: bool = True,
+    seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
 ) -> None:
@@ -31,36 +36,49 @@ def main(
     Each file is a float32 tensor (n_layers + 1, d_model), row = hidden_states index; beside it a .json says how it was
     made. Both tables come from `python -m eval.eval_persona` with --persona_instruction_type pos and neg.
 
+    `<trait>_quality.json` and `.png` say how good they are at each layer: whether halves of the questions give the same
+    direction, and whether it separates answers to held-out questions better than random directions do.
+
     Args:
         model_name: hub id, model folder or adapter folder; the model that wrote the responses.
         pos_path: CSV of responses under the trait's pos instructions.
-        neg_path: CSV of responses under its neg instructions (or under none).
+        neg_path: CSV of responses under its neg instructions, or under none (see contrast).
         trait: name of the trait, which is the column of its scores.
         save_dir: folder for the vectors.
         threshold (0-100): a pair counts if pos scores at least this and neg less than 100 minus this.
+        contrast: what pos is held against: pos_neg needs a neg table under neg instructions, pos_neutral one without
+            instructions (ids `<trait>_<i>`).
+        quality: write the quality report; --noquality leaves it out.
+        seed: of the quality report's draws, which are at most 400 pairs, splits, folds and random directions.
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
+    arguments = dict(locals())  # exactly the arguments, before anything else has a name
+    from persona_vectors.blocks import hidden_size, num_layers
     from persona_vectors.models import load_model, resolve_model
+    from persona_vectors.quality import pairs_to_read
     from persona_vectors.responses import read_responses
-    from persona_vectors.vectors import count_pairs, effective_pairs, persona_vectors_from_pairs, save_vectors
+    from persona_vectors.vectors import count_pairs, effective_pairs, extract_pairs, save_vectors
 
     resolve_model(model_name)
     _check_folder(save_dir)
     pos, neg = read_responses(pos_path, trait), read_responses(neg_path, trait)
-    pairs = effective_pairs(pos, neg, trait, threshold)
-    counts = count_pairs(pos, neg, trait, threshold)
+    pairs = effective_pairs(pos, neg, trait, threshold, contrast)
+    counts = count_pairs(pos, neg, trait, threshold, contrast)
     print(
         f"{trait}: kept {counts.n_kept} of {counts.n_pairs} pairs at threshold {threshold:g}; {counts.n_scored} scored"
     )
 
     model, tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
-    vectors = persona_vectors_from_pairs(model, tokenizer, pairs, progress=True)
-    arguments = {"model_name": model_name, "pos_path": pos_path, "neg_path": neg_path, "trait": trait}
-    arguments |= {"save_dir": save_dir, "threshold": threshold, "dtype": dtype, "device_map": device_map}
+    keep = pairs_to_read(len(pairs), num_layers(model), hidden_size(model), seed) if quality else []
+    extraction = extract_pairs(model, tokenizer, pairs, keep=keep, progress=True)
     record = {"arguments": arguments} | _origin(model_name, model, {"pos": pos_path, "neg": neg_path})
-    paths = save_vectors(save_dir, trait, vectors, record, counts)
-    print(_norms(vectors["response_avg"]))
+    paths = save_vectors(save_dir, trait, extraction.vectors, record, counts, contrast)
+    if quality:
+        questions = pairs["question_index"].iloc[keep].tolist()
+        paths += _report(extraction, questions, counts.n_kept, seed, {"trait": trait, "contrast": contrast} | record)
+    else:
+        print(_norms(extraction.vectors["response_avg"]))
     print("saved " + ", ".join(str(path) for path in paths))
     if counts.n_kept < 10:
         print(f"note: {counts.n_kept} pairs is few; a direction from so few pairs is noisy")
@@ -89,10 +107,36 @@ def _origin(model_name: str, model: Any, tables: dict[str, str]) -> dict[str, An
     }
 
 
+def _report(extraction: Extraction, questions: list[int], n_kept: int, seed: int, record: dict[str, Any]) -> list[Path]:
+    """Prints and writes the quality report; the files written."""
+    from persona_vectors.files import provenance, write_bytes_atomic, write_json_atomic
+    from persona_vectors.plots import png_bytes
+    from persona_vectors.quality import figure, table, vector_quality
+
+    quality = vector_quality(
+        extraction.vectors,
+        extraction.pos,
+        extraction.neg,
+        questions,
+        extraction.residual_norms,
+        n_kept=n_kept,
+        seed=seed,
+    )
+    print(table(quality))
+    base = Path(record["arguments"]["save_dir"]) / f"{record['trait']}_quality"
+    content = {"kind": "vector quality", **quality.record(), **record, **provenance()}
+    title = f"{record['trait']}, {record['contrast']}: {n_kept} pairs, {quality.n_questions} questions"
+    return [
+        write_json_atomic(base.with_suffix(".json"), content),
+        write_bytes_atomic(base.with_suffix(".png"), png_bytes(figure(quality, title))),
+    ]
+
+
 def _norms(vectors: Tensor) -> str:
     """The length of the vector at a few layers from first to last."""
-    last = len(vectors) - 1
-    layers = sorted({0, last // 4, last // 2, 3 * last // 4, last})
+    from persona_vectors.quality import few_layers
+
+    layers = few_layers(len(vectors) - 1)
     return "norm of response_avg " + ", ".join(f"layer {layer}: {float(vectors[layer].norm()):.3g}" for layer in layers)
 
 

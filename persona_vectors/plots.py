@@ -1,4 +1,5 @@
-"""Figures: arrays in, figure out. matplotlib for PNG files, Plotly for pages; each figure exists in both.
+"""Figures: arrays in, figure out. matplotlib for PNG files, Plotly for pages; each figure exists in both, but for
+the quality report's, which is a file of its own.
 
 Blue is the persona vector and grey what random directions of its norm do; the two also differ in dash and marker, so
 that colour is never the only cue. Figures have no background of their own, and greys that read on light and on dark.
@@ -84,6 +85,36 @@ def layer_norms_png(layers: Numbers, norms: Mapping[str, Numbers]) -> Figure:
     axis.set_ylim(bottom=0)
     _whole_numbers(axis)
     _legend(axis)
+    return figure
+
+
+def quality_png(
+    layers: Numbers, relative_norm: Numbers, split_half: Numbers, auc: Band, random_auc: Band, title: str = ""
+) -> Figure:
+    """A trait's vectors by layer: norm, split-half cosine, and held-out AUC beside that of random directions.
+
+    NaN is left out. `random_auc` holds the mean, the mean again, and the 95th percentile.
+    """
+    figure, axes = _canvas(3)
+    axes[0].plot(layers, relative_norm, color=VECTOR, marker="o")
+    axes[0].set(xlabel="layer", title="norm / residual norm")
+    axes[0].set_ylim(bottom=0)
+    axes[1].plot(layers, split_half, color=VECTOR, marker="o")
+    axes[1].set(xlabel="layer", title="split-half cosine, corrected")
+    axes[1].set_ylim(min(-0.03, float(np.nanmin([*split_half, 0.0])) - 0.03), 1.03)
+    axes[2].axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    axes[2].fill_between(layers, random_auc.low, random_auc.high, color=RANDOM, alpha=0.3, linewidth=0)
+    axes[2].plot(
+        layers, random_auc.mean, color=RANDOM, linestyle="--", marker="s", markersize=4, label=_RANDOM_AUC_LABEL
+    )
+    axes[2].fill_between(layers, auc.low, auc.high, color=VECTOR, alpha=0.2, linewidth=0)
+    axes[2].plot(layers, auc.mean, color=VECTOR, marker="o", label=_VECTOR_LABEL)
+    axes[2].set(xlabel="layer", title="AUC on held-out questions")
+    axes[2].set_ylim(_auc_range([*auc.low, 0.5], [*random_auc.mean, 0.5]))
+    for axis in axes:
+        _whole_numbers(axis)
+    _legend(axes[2])
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -6,7 +6,7 @@ A direction that was fitted on the rows it is scored on proves nothing, so AUC i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,15 @@ def cluster_bootstrap_mean(
         return Interval(mean, np.nan, np.nan, n, 1, n_dropped)
     draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n_boot)  # (n_boot, k)
     means = (draws @ sums) / (draws @ counts)
+    low, high = _expanded_percentiles(means, k, level)
+    return Interval(mean, low, high, n, k, n_dropped)
+
+
+def _expanded_percentiles(resampled: np.ndarray, k: int, level: float) -> tuple[float, float]:
+    """The ends of the interval in statistics resampled over `k` clusters."""
     tail = stats.norm.cdf(-np.sqrt(k / (k - 1)) * stats.t.ppf((1 + level) / 2, k - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), n, k, n_dropped)
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def group_codes(groups: Labels) -> np.ndarray:
@@ -135,13 +141,57 @@ def cross_validated_auc(
     Raises:
         ValueError: fewer than two questions with both sides, rows and groups that do not match, or NaN.
     """
-    total = weight = 0.0
-    for train_pos, train_neg, test_pos, test_neg in _folds(pos, neg, groups, neg_groups, n_folds, seed):
-        direction = train_pos.mean(0) - train_neg.mean(0)  # (d,)
-        pairs = len(test_pos) * len(test_neg)
-        total += pairs * auc(test_pos @ direction, test_neg @ direction)
-        weight += pairs
-    return total / weight
+    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed)
+    return float(wins.sum() / pairs.sum())
+
+
+def held_out_auc(
+    pos: Float[Array, "n_pos d"],
+    neg: Float[Array, "n_neg d"],
+    groups: Labels,
+    neg_groups: Labels | None = None,
+    *,
+    n_folds: int = 5,
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """`cross_validated_auc` with an interval from resampling questions; `n` counts answers, `n_clusters` questions.
+
+    The folds' directions stay as they were fitted: the interval says how sure the AUC of these directions on unseen
+    questions is, not what other training questions would have given. Percentiles as in `cluster_bootstrap_mean`.
+    Where nothing was there to find, it held 0.5 in 90-94 of 100 simulated studies with 10 or 20 questions: short of 95.
+
+    Raises:
+        ValueError: as `cross_validated_auc`.
+    """
+    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed)
+    k = len(wins)
+    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n_boot)  # (n_boot, k)
+    resampled_pairs = ((draws @ pairs) * draws).sum(1)
+    resampled_wins = ((draws @ wins) * draws).sum(1)
+    there = resampled_pairs > 0
+    low, high = _expanded_percentiles(resampled_wins[there] / resampled_pairs[there], k, level)
+    return Interval(float(wins.sum() / pairs.sum()), low, high, len(pos) + len(neg), k)
+
+
+def _held_out_wins(
+    pos: Array, neg: Array, groups: Labels, neg_groups: Labels | None, n_folds: int, seed: int
+) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k k"]]:
+    """Held-out comparisons by question of the pos answer and of the neg answer: how many pos won (ties half), of how
+    many. Answers are compared within their fold only."""
+    pos, neg, pos_codes, neg_codes = _coded(pos, neg, groups, neg_groups)
+    shared = np.intersect1d(pos_codes, neg_codes)
+    wins, pairs = np.zeros((2, len(shared), len(shared)))
+    for held_out in _folds(shared, n_folds, seed):
+        out_pos, out_neg = np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
+        direction = pos[~out_pos].mean(0) - neg[~out_neg].mean(0)  # (d,)
+        ahead = (pos[out_pos] @ direction)[:, None] - (neg[out_neg] @ direction)[None]  # (n_out_pos, n_out_neg)
+        of_pos = shared[:, None] == pos_codes[out_pos]  # (k, n_out_pos)
+        of_neg = shared[:, None] == neg_codes[out_neg]
+        wins += of_pos @ (np.sign(ahead) / 2 + 0.5) @ of_neg.T
+        pairs += of_pos.sum(1)[:, None] * of_neg.sum(1)[None]
+    return wins, pairs
 
 
 def random_direction_auc(
@@ -158,21 +208,23 @@ def random_direction_auc(
 
     Each direction's orientation is fitted on the training folds, as the difference of means fits its own.
     """
-    pos, neg = _matrix(pos, "pos"), _matrix(neg, "neg")
+    pos, neg, pos_codes, neg_codes = _coded(pos, neg, groups, neg_groups)
     directions = random_directions(n_directions, pos.shape[1], 1.0, seed).double().numpy().T  # (d, n_directions)
+    on_pos, on_neg = pos @ directions, neg @ directions  # (n, n_directions)
     total, weight = np.zeros(n_directions), 0.0
-    for train_pos, train_neg, test_pos, test_neg in _folds(pos, neg, groups, neg_groups, n_folds, seed):
-        oriented = directions * np.where((train_pos.mean(0) - train_neg.mean(0)) @ directions < 0, -1.0, 1.0)
-        pairs = len(test_pos) * len(test_neg)
-        total += pairs * _auc_columns(test_pos @ oriented, test_neg @ oriented)
+    for held_out in _folds(np.intersect1d(pos_codes, neg_codes), n_folds, seed):
+        out_pos, out_neg = np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
+        signs = np.where(on_pos[~out_pos].mean(0) < on_neg[~out_neg].mean(0), -1.0, 1.0)
+        pairs = int(out_pos.sum()) * int(out_neg.sum())
+        total += pairs * _auc_columns(signs * on_pos[out_pos], signs * on_neg[out_neg])
         weight += pairs
     return total / weight
 
 
-def _folds(
-    pos: Array, neg: Array, groups: Labels, neg_groups: Labels | None, n_folds: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(train_pos, train_neg, test_pos, test_neg) of each fold; a question is never on both sides of a fold."""
+def _coded(
+    pos: Array, neg: Array, groups: Labels, neg_groups: Labels | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """pos and neg as matrices, and each row's question as an integer: (n_pos, d), (n_neg, d), (n_pos,), (n_neg,)."""
     pos, neg = _matrix(pos, "pos"), _matrix(neg, "neg")
     neg_groups = groups if neg_groups is None else neg_groups
     if pos.shape[1] != neg.shape[1]:
@@ -181,14 +233,14 @@ def _folds(
         if len(rows) != len(labels):
             raise ValueError(f"{name} has {len(rows)} rows and {len(labels)} groups; expected one group a row")
     codes = group_codes([*groups, *neg_groups])
-    pos_codes, neg_codes = codes[: len(pos)], codes[len(pos) :]
-    shared = np.intersect1d(pos_codes, neg_codes)
+    return pos, neg, codes[: len(pos)], codes[len(pos) :]
+
+
+def _folds(shared: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
+    """The questions that have both sides, shuffled into folds; answers to the others are only ever trained on."""
     if len(shared) < 2 or n_folds < 2:
         raise ValueError(f"held-out AUC needs 2 questions with both sides and 2 folds; got {len(shared)}, {n_folds}")
-    shuffled = np.random.default_rng(seed).permutation(shared)
-    for held_out in np.array_split(shuffled, min(n_folds, len(shared))):
-        out_pos, out_neg = np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
-        yield pos[~out_pos], neg[~out_neg], pos[out_pos], neg[out_neg]
+    return np.array_split(np.random.default_rng(seed).permutation(shared), min(n_folds, len(shared)))
 
 
 def _matrix(values: Array, name: str, ndim: int = 2) -> np.ndarray:
@@ -210,6 +262,13 @@ def random_directions(n: int, d: int, norm: float = 1.0, seed: int = 0) -> Float
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(n, d, generator=generator, dtype=torch.float64)
     return (norm * normal / normal.norm(dim=1, keepdim=True)).float()
+
+
+def _sums(rows: Float[np.ndarray, "n d"], codes: np.ndarray) -> Float[np.ndarray, "n_groups d"]:
+    """The sum of each group's rows."""
+    sums = np.zeros((codes.max() + 1, rows.shape[1]))
+    np.add.at(sums, codes, rows)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -241,11 +300,14 @@ def split_half_cosine(
     Raises:
         ValueError: fewer than two questions with both sides, NaN, or halves without any difference.
     """
+    pos, neg, pos_codes, neg_codes = _coded(pos, neg, groups, neg_groups)
+    sides = [(_sums(pos, pos_codes), np.bincount(pos_codes)), (_sums(neg, neg_codes), np.bincount(neg_codes))]
     cosines = []
     for split in range(n_splits):
         halves = []
-        for _, _, half_pos, half_neg in _folds(pos, neg, groups, neg_groups, 2, seed + split):
-            direction = half_pos.mean(0) - half_neg.mean(0)
+        for half in _folds(np.intersect1d(pos_codes, neg_codes), 2, seed + split):
+            pos_mean, neg_mean = (sums[half].sum(0) / counts[half].sum() for sums, counts in sides)
+            direction = pos_mean - neg_mean  # (d,)
             halves.append(direction / np.linalg.norm(direction) if direction.any() else np.full_like(direction, np.nan))
         cosines.append(halves[0] @ halves[1])
     cosine = float(np.mean(cosines))
@@ -271,8 +333,7 @@ def permutation_p(
     codes = np.arange(len(array)) if groups is None else group_codes(groups)
     if len(codes) != len(array) or len(array) == 0:
         raise ValueError(f"{len(array)} differences and {len(codes)} groups; expected as many, at least one")
-    sums = np.zeros((codes.max() + 1, array.shape[1]))
-    np.add.at(sums, codes, array)  # (n_groups, d)
+    sums = _sums(array, codes)  # (n_groups, d)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_permutations, len(sums)))
     observed = np.linalg.norm(sums.sum(0))
     hits = np.linalg.norm(signs @ sums, axis=1) >= observed * (1 - 1e-12)

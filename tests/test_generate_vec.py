@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import generate_vec
 from persona_vectors import cli, models
@@ -54,7 +57,7 @@ def argv(arguments) -> list[str]:
 def test_three_files_and_what_was_found(arguments, tmp_path, capsys):
     assert cli.run(generate_vec.main, argv(arguments)) == 0
     printed = capsys.readouterr().out
-    assert "evil: kept 2 of 3 pairs at threshold 50" in printed and "norm of response_avg layer 0" in printed
+    assert "evil: kept 2 of 3 pairs at threshold 50" in printed and "AUC held out by question" in printed
     pairs = effective_pairs(pd.read_csv(arguments["pos_path"]), pd.read_csv(arguments["neg_path"]), "evil")
     expected = persona_vectors_from_pairs(tiny_model("llama"), word_tokenizer(), pairs)
     for span, vectors in expected.items():
@@ -66,6 +69,61 @@ def test_three_files_and_what_was_found(arguments, tmp_path, capsys):
     assert sidecar["arguments"]["threshold"] == 50 and sidecar["pairs"]["n_kept"] == 2
     assert sidecar["inputs"]["pos"]["sha256"] == sha256_of_file(arguments["pos_path"])
     assert sidecar["model"]["name"] == arguments["model_name"] and sidecar["model"]["dtype"] == "float32"
+    assert sidecar["contrast"] == "pos_neg" and sidecar["sign"].endswith("from neg to pos")
+
+
+def test_the_quality_report_stands_beside_the_vectors(arguments, tmp_path, capsys):
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    folder, printed = tmp_path / "vectors", capsys.readouterr().out
+    report = json.loads((folder / "evil_quality.json").read_text())
+    vectors = load_vectors(folder / "evil_response_avg_diff.pt")
+    assert [layer["norm"] for layer in report["layers"]] == pytest.approx(vectors.norm(dim=-1).tolist(), rel=1e-5)
+    assert (report["n_kept"], report["n_read"], report["n_questions"], report["seed"]) == (2, 2, 2, 0)
+    assert report["contrast"] == "pos_neg" and report["arguments"]["threshold"] == 50 and report["how"]["auc"]
+    assert Image.open(folder / "evil_quality.png").size[0] > 600
+    assert str(folder / "evil_quality.json") in printed and str(folder / "evil_quality.png") in printed
+
+
+def test_noquality_writes_vectors_only(arguments, tmp_path, capsys):
+    assert cli.run(generate_vec.main, [*argv(arguments), "--noquality"]) == 0
+    assert "norm of response_avg layer 0" in capsys.readouterr().out
+    assert not list((tmp_path / "vectors").glob("*quality*")) and len(list((tmp_path / "vectors").glob("*.pt"))) == 3
+
+
+def test_one_question_has_vectors_and_a_report_that_says_what_it_lacks(arguments, tmp_path, capsys):
+    for side in ("pos", "neg"):
+        pd.read_csv(arguments[f"{side}_path"]).iloc[:1].to_csv(arguments[f"{side}_path"], index=False)
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    assert "no auc: " in capsys.readouterr().out
+    report = json.loads((tmp_path / "vectors" / "evil_quality.json").read_text())
+    assert report["layers"][1]["auc"] is None and "2 questions" in report["missing"]["auc"]
+
+
+def neutral(path: str) -> None:
+    table = pd.read_csv(path)
+    table.assign(question_id=[f"evil_{i}" for i in range(len(table))]).to_csv(path, index=False)
+
+
+def test_the_contrast_is_asked_for_and_kept(arguments, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+        assert cli.run(generate_vec.main, argv(arguments | {"contrast": "pos_neutral"})) == 2
+        assert "was sampled under neg instructions; leave --contrast out" in capsys.readouterr().err
+        neutral(arguments["neg_path"])
+        assert cli.run(generate_vec.main, argv(arguments)) == 2
+        assert "pass --contrast pos_neutral" in capsys.readouterr().err
+        assert cli.run(generate_vec.main, argv(arguments | {"contrast": "pos_neural"})) == 2
+        assert "did you mean pos_neutral?" in capsys.readouterr().err
+    assert cli.run(generate_vec.main, argv(arguments | {"contrast": "pos_neutral"})) == 0
+    sidecar = read_sidecar(tmp_path / "vectors" / "evil_response_avg_diff.pt")
+    assert sidecar["contrast"] == "pos_neutral" and sidecar["sign"].endswith("from neutral to pos")
+
+
+def test_tables_whose_ids_name_no_instructions_are_taken_as_published(arguments):
+    """Anybody's two tables: nothing in them contradicts the default."""
+    for side in ("pos", "neg"):
+        neutral(arguments[f"{side}_path"])
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from persona_vectors.statistics import (
     auc,
     cluster_bootstrap_mean,
     cross_validated_auc,
+    held_out_auc,
     permutation_p,
     random_direction_auc,
     random_directions,
@@ -251,3 +252,39 @@ def test_permutation_by_question_does_not_count_repeats_as_evidence():
 def test_bad_permutation_input():
     with pytest.raises(ValueError, match="groups"):
         permutation_p([1.0, 2.0], ["a"])
+
+
+# --- held-out AUC with its interval
+
+
+def test_the_held_out_auc_is_the_cross_validated_one_and_its_interval_covers():
+    """The truth of the folds' own directions is what fresh answers to many fresh questions give them."""
+    rng = np.random.default_rng(0)
+    covered, lengths = 0, []
+    for _ in range(60):
+        shift = rng.normal(size=(20, 1, 3)) + np.array([1.2, 0, 0])  # each question has an effect of its own
+        pos = (shift + rng.normal(size=(20, 3, 3))).reshape(-1, 3)
+        neg = rng.normal(size=(60, 3))
+        groups = np.repeat(np.arange(20), 3)
+        interval = held_out_auc(pos, neg, groups, n_boot=400)
+        assert interval.mean == cross_validated_auc(pos, neg, groups)
+        assert (interval.n, interval.n_clusters) == (120, 20)
+        fresh_pos = rng.normal(size=(4000, 3)) + rng.normal(size=(4000, 3)) + np.array([1.2, 0, 0])
+        direction = pos.mean(0) - neg.mean(0)
+        truth = auc(fresh_pos @ direction, rng.normal(size=(4000, 3)) @ direction)
+        covered += interval.low <= truth <= interval.high
+        lengths.append(interval.high - interval.low)
+    assert 51 <= covered <= 60 and 0.05 < np.mean(lengths) < 0.4
+
+
+def test_the_held_out_auc_counts_pairs_within_folds_as_sklearn_does():
+    rng = np.random.default_rng(1)
+    pos, neg = rng.normal(size=(12, 2)) + 0.5, rng.normal(size=(12, 2))
+    groups = np.repeat([0, 1], 6)
+    expected = []
+    for held_out in (0, 1):
+        test, train = groups == held_out, groups != held_out
+        direction = pos[train].mean(0) - neg[train].mean(0)
+        scores = np.concatenate([pos[test], neg[test]]) @ direction
+        expected.append(roc_auc_score([1] * 6 + [0] * 6, scores))
+    assert held_out_auc(pos, neg, groups).mean == pytest.approx(np.mean(expected))

@@ -125,6 +125,23 @@ def test_pos_against_neutral_pairs_within_the_question():
     ]
 
 
+def test_a_contrast_that_the_ids_contradict_is_refused():
+    pos, neg, neutral = table("pos", [[90]]), table("neg", [[1]]), table(None, [[1]])
+    assert len(effective_pairs(pos, neg, "evil", contrast="pos_neg")) == 1
+    assert len(effective_pairs(pos, neutral, "evil", contrast="pos_neutral")) == 1
+    assert len(effective_pairs(table(None, [[90]]), neutral, "evil", contrast="pos_neg")) == 1
+    mixed = pd.concat([neg, table(None, [[1], [1]]).iloc[1:]])
+    for other, contrast, message in [
+        (neutral, "pos_neg", "pass --contrast pos_neutral"),
+        (neg, "pos_neutral", "sampled under neg instructions"),
+        (mixed, "pos_neg", "mixes 1 rows under neg instructions with 1"),
+        (mixed, "pos_neutral", "mixes"),
+        (neg, "neg_pos", "contrast 'neg_pos' is unknown"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            effective_pairs(pos, other, "evil", contrast=contrast)
+
+
 def test_an_empty_answer_is_never_kept():
     pos, neg = table("pos", [[90, 90]]), table("neg", [[1, 1]])
     pos.loc[0, "answer"] = ""
