@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,7 @@ SHAPES = {
     "tiny": Shape(64, 4, 4, 2, 128, 512, 16, 12, 28, 8, 8),
 }
 REPEATS = 3
+ROLLOUTS = 10  # answers a prompt, where prompts are shared
 
 
 def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 0) -> None:
@@ -79,8 +80,14 @@ def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 
     if device.startswith("cuda"):
         report["card"] = torch.cuda.get_device_name(device)
         report["matrix_tflops"] = matrix_rate(device)
-    report["checks"] = {**check_steering(model, spec, samples), **check_extraction(model, samples)}
+    rollouts = random_samples(spec, seed, ROLLOUTS)
+    report["checks"] = {
+        **check_steering(model, spec, samples),
+        **check_extraction("extraction", model, samples[:16]),
+        **check_extraction("shared_prompts", model, rollouts[: 2 * ROLLOUTS]),
+    }
     report["extraction"] = time_extraction(model, samples)
+    report["extraction_shared_prompts"] = time_rollouts(model, rollouts)
     report["sampling"] = time_sampling(model, spec, samples)
     if device.startswith("cuda"):
         report["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -107,16 +114,22 @@ def build_model(spec: Shape, device: str) -> Qwen2ForCausalLM:
     return model.eval()
 
 
-def random_samples(spec: Shape, seed: int) -> list[TokenizedSample]:
-    """Samples of varied lengths about the shape's: an answer has between a half and one and a half of its tokens."""
+def random_samples(spec: Shape, seed: int, rollouts: int = 1) -> list[TokenizedSample]:
+    """Samples of varied lengths about the shape's: an answer has between a half and one and a half of its tokens.
+
+    `rollouts` answers to each prompt.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(mean: int) -> list[int]:
         length = int(torch.randint(mean // 2, mean * 3 // 2, (1,), generator=generator))
         return torch.randint(10, spec.vocab - 10, (length,), generator=generator).tolist()
 
-    pairs = [(draw(spec.prompt_tokens), draw(spec.answer_tokens)) for _ in range(spec.samples)]
-    return [TokenizedSample((*prompt, *answer), len(prompt)) for prompt, answer in pairs]
+    samples = []
+    for _ in range(-(-spec.samples // rollouts)):
+        prompt = draw(spec.prompt_tokens)
+        samples += [TokenizedSample((*prompt, *draw(spec.answer_tokens)), len(prompt)) for _ in range(rollouts)]
+    return samples
 
 
 def check_steering(model: Any, spec: Shape, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
@@ -154,14 +167,13 @@ def published_loop(model: Any, samples: list[TokenizedSample]) -> Tensor:
     return torch.stack(rows)
 
 
-def check_extraction(model: Any, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
+def check_extraction(name: str, model: Any, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
     """Worst cosine of the engine's response means with the published loop's, over samples and layers."""
-    some = samples[:16]
     layers = list(range(model.config.num_hidden_layers))
-    ours = mean_activations(model, some, layers, ["response_avg"])["response_avg"]
-    worst = float(torch.nn.functional.cosine_similarity(ours, published_loop(model, some), dim=-1).min())
+    ours = mean_activations(model, samples, layers, ["response_avg"])["response_avg"]
+    worst = float(torch.nn.functional.cosine_similarity(ours, published_loop(model, samples), dim=-1).min())
     bound = 0.99999 if model.dtype == torch.float32 else 0.999
-    return {"extraction_equals_published_loop": {"ok": worst > bound, "worst_cosine": worst, "bound": bound}}
+    return {f"{name}_equals_published_loop": {"ok": worst > bound, "worst_cosine": worst, "bound": bound}}
 
 
 def time_extraction(model: Any, samples: list[TokenizedSample]) -> dict[str, Any]:
@@ -183,6 +195,24 @@ def time_extraction(model: Any, samples: list[TokenizedSample]) -> dict[str, Any
         "engine_tflops": 2 * parameters * tokens / seconds / 1e12,
         "ratio_to_published": median_ratio(times["published"], times["engine"]),
         "ratio_to_published_mid_depth": median_ratio(times["published"], times["engine_mid_depth"]),
+    }
+
+
+def time_rollouts(model: Any, samples: list[TokenizedSample]) -> dict[str, Any]:
+    """Several answers a prompt: each prompt read once, against the published loop and against samples read whole."""
+    apart = [replace(sample, ids=(10 + i % ROLLOUTS, *sample.ids[1:])) for i, sample in enumerate(samples)]
+    times = interleaved(
+        {
+            "published": lambda: published_loop(model, samples),
+            "whole": lambda: mean_activations(model, apart, None, ["response_avg"]),  # as long, but no prompt shared
+            "engine": lambda: mean_activations(model, samples, None, ["response_avg"]),
+        }
+    )
+    return {
+        "rollouts": ROLLOUTS,
+        "tokens": sum(len(sample.ids) for sample in samples),
+        "ratio_to_published": median_ratio(times["published"], times["engine"]),
+        "ratio_to_whole_samples": median_ratio(times["whole"], times["engine"]),
     }
 
 

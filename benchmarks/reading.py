@@ -4,8 +4,9 @@
 
 The published loop is written below as it is run: one sample a forward pass with `output_hidden_states`, logits and all,
 then the means of its hidden states. Each ratio is the median over interleaved repeats of the loop's time over the
-engine's, on random token ids: on models/tiny-persona, and on a random model of the proportions of a 7B one, where
-arithmetic decides. Memory is the peak of a process of its own for each number of samples.
+engine's, on random token ids: on models/tiny-persona, and on random models, where arithmetic decides, whose lm_head has
+the share of the arithmetic that it has in Qwen2.5-7B (the engine does not run it) and in Llama-3.2-1B. Memory is the
+peak of a process of its own for each number of samples.
 """
 
 from __future__ import annotations
@@ -32,14 +33,6 @@ PROMPT_TOKENS, ANSWER_TOKENS = (60, 300), (50, 300)  # fewest and most: system p
 ROLLOUTS = 10
 TINY = "models/tiny-persona"
 MEMORY_SAMPLES = (20, 80, 320)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a model is given: `prompts` x ROLLOUTS samples where prompts are shared, `singles` where none is."""
-
-    prompts: int
-    singles: int
 
 
 @dataclass(frozen=True)
@@ -84,12 +77,9 @@ def main(
         print(peak_mib(memory_samples, seed))
         return
     started = time.monotonic()
-    timings = []
-    for name, model, work in (
-        ("tiny-persona", tiny_persona(), Work(6, 30)),
-        ("random", random_model(seed), Work(3, 16)),
-    ):
-        timings += measure(name, model, work, repeats, seed)
+    timings = measure("tiny-persona", tiny_persona(), 4, 20, repeats, seed)
+    timings += measure("random, head as in a 7B", random_model(3_600, seed), 2, 10, repeats, seed)
+    timings += measure("random, head as in a 1B", random_model(9_000, seed), 2, 10, repeats, seed)
     peaks = {n: float(memory_process(n, threads, seed)) for n in MEMORY_SAMPLES}
     text = "\n".join([*heading(threads, repeats), *table(timings), "", *memory_lines(peaks)])
     text += f"\n\ntook {time.monotonic() - started:.0f} s"
@@ -105,8 +95,8 @@ def tiny_persona() -> Any:
     return load_model(TINY, dtype="float32", device_map="cpu")[0]
 
 
-def random_model(seed: int) -> Any:
-    """A random Qwen2 in the proportions of a 7B one: lm_head about 8% of the weights, feed-forward 2.75 x hidden."""
+def random_model(vocab: int, seed: int) -> Any:
+    """A random Qwen2 of 8 blocks of 2.8M weights; `vocab` sets the lm_head's share: 3,600 is 8%, 9,000 is 21%."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -116,7 +106,7 @@ def random_model(seed: int) -> Any:
         num_attention_heads=8,
         num_key_value_heads=2,
         intermediate_size=1408,
-        vocab_size=4096,
+        vocab_size=vocab,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
@@ -125,21 +115,27 @@ def random_model(seed: int) -> Any:
 
 
 def random_samples(vocab: int, prompts: int, rollouts: int, seed: int) -> list[TokenizedSample]:
-    """`rollouts` answers to each of `prompts` prompts, lengths uniform between the fewest and the most tokens."""
+    """`rollouts` answers to each of `prompts` prompts; the lengths of all are spread evenly between the bounds."""
     import torch
 
     from persona_vectors.tokens import TokenizedSample
 
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(bounds: tuple[int, int]) -> tuple[int, ...]:
-        length = int(torch.randint(bounds[0], bounds[1] + 1, (), generator=generator))
+    def spread(bounds: tuple[int, int], n: int) -> list[int]:
+        steps = (torch.arange(n) + 0.5) / n
+        lengths = bounds[0] + (steps * (bounds[1] - bounds[0])).round().long()
+        return lengths[torch.randperm(n, generator=generator)].tolist()
+
+    def draw(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(10, vocab, (length,), generator=generator).tolist())
 
+    answers = spread(ANSWER_TOKENS, prompts * rollouts)
     samples = []
-    for _ in range(prompts):
-        prompt = draw(PROMPT_TOKENS)
-        samples += [TokenizedSample(prompt + draw(ANSWER_TOKENS), len(prompt)) for _ in range(rollouts)]
+    for i, length in enumerate(spread(PROMPT_TOKENS, prompts)):
+        prompt = draw(length)
+        for answer in answers[i * rollouts : (i + 1) * rollouts]:
+            samples.append(TokenizedSample(prompt + draw(answer), len(prompt)))
     return samples
 
 
@@ -158,39 +154,42 @@ def published_loop(model: Any, samples: list[TokenizedSample]) -> dict[str, Tens
     return {span: torch.stack(rows) for span, rows in means.items()}
 
 
-def measure(name: str, model: Any, work: Work, repeats: int, seed: int) -> list[Timing]:
-    """The three jobs of the table on one model."""
+def measure(name: str, model: Any, n_prompts: int, n_singles: int, repeats: int, seed: int) -> list[Timing]:
+    """The three jobs of the table: `n_prompts` with ROLLOUTS answers each; `n_singles`, all layers and mid depth."""
     from persona_vectors.activations import SPANS, mean_activations
 
-    depth = model.config.num_hidden_layers
-    vocab = model.config.vocab_size
-    shared = random_samples(vocab, work.prompts, ROLLOUTS, seed)
-    singles = random_samples(vocab, work.singles, 1, seed + 1)
-
-    def job(title: str, target: float, samples: Any, layers: list[int], spans: tuple[str, ...]) -> Timing:
-        engine_layers = list(range(depth + 1)) if len(layers) == depth else layers  # the engine reads one layer more
-        published_loop(model, samples[:2]), mean_activations(model, samples[:12], engine_layers, spans)
-        published, engine, worst = [], [], 1.0
-        for _ in range(repeats):
-            seconds, theirs = timed(lambda: published_loop(model, samples))
-            published.append(seconds)
-            seconds, ours = timed(lambda: mean_activations(model, samples, engine_layers, spans))
-            engine.append(seconds)
-            worst = min(worst, *(worst_cosine(theirs[span][:, layers], ours[span][:, : len(layers)]) for span in spans))
-        return Timing(name, title, published, engine, worst, target)
-
-    every = list(range(depth))
+    depth, vocab = model.config.num_hidden_layers, model.config.vocab_size
+    middle = depth // 2
+    shared = random_samples(vocab, n_prompts, ROLLOUTS, seed)
+    singles = random_samples(vocab, n_singles, 1, seed + 1)
+    shared_loop, singles_loop, shared_engine, singles_engine, projection = [], [], [], [], []
+    worst = {"shared": 1.0, "singles": 1.0, "projection": 1.0}
+    published_loop(model, singles[:2])  # a warm-up
+    mean_activations(model, shared[:2])
+    for _ in range(repeats):
+        theirs = timed(shared_loop, lambda: published_loop(model, shared))
+        ours = timed(shared_engine, lambda: mean_activations(model, shared))
+        worst["shared"] = min(worst["shared"], *(worst_cosine(theirs[s], ours[s][:, :depth]) for s in SPANS))
+        theirs = timed(singles_loop, lambda: published_loop(model, singles))
+        ours = timed(singles_engine, lambda: mean_activations(model, singles))
+        worst["singles"] = min(worst["singles"], *(worst_cosine(theirs[s], ours[s][:, :depth]) for s in SPANS))
+        means = timed(projection, lambda: mean_activations(model, singles, [middle], ["response_avg"]))["response_avg"]
+        worst["projection"] = min(worst["projection"], worst_cosine(theirs["response_avg"][:, [middle]], means))
+    titles = [f"extraction, {ROLLOUTS} rollouts a prompt", "extraction, no prompt shared"]
+    titles.append(f"projection at layer {middle} of {depth}, no prompt shared")
     return [
-        job(f"extraction, {ROLLOUTS} rollouts a prompt", 2.0, shared, every, SPANS),
-        job("extraction, no prompt shared", 1.1, singles, every, SPANS),
-        job(f"projection at layer {depth // 2}, no prompt shared", 2.2, singles, [depth // 2], ("response_avg",)),
+        Timing(name, titles[0], shared_loop, shared_engine, worst["shared"], 2.0),
+        Timing(name, titles[1], singles_loop, singles_engine, worst["singles"], 1.1),
+        Timing(name, titles[2], singles_loop, projection, worst["projection"], 2.2),
     ]
 
 
-def timed(job: Callable[[], dict[str, Tensor]]) -> tuple[float, dict[str, Tensor]]:
+def timed(seconds: list[float], job: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The job's result; its seconds are added to the list."""
     start = time.perf_counter()
     result = job()
-    return time.perf_counter() - start, result
+    seconds.append(time.perf_counter() - start)
+    return result
 
 
 def worst_cosine(a: Tensor, b: Tensor) -> float:
@@ -229,10 +228,17 @@ def heading(threads: int, repeats: int) -> list[str]:
         f"commit: {made['git_commit']}; torch {made['versions']['torch']}, "
         f"transformers {made['versions']['transformers']}, python {made['python']}",
         f"command: python benchmarks/{made['command']}",
-        f"prompts of {PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, answers of {ANSWER_TOKENS[0]}-{ANSWER_TOKENS[1]}; "
+        f"prompts of {PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, answers of {ANSWER_TOKENS[0]}-{ANSWER_TOKENS[1]}, "
+        f"so that sharing prompts saves {100 - 100 / token_ratio():.0f}% of the tokens; "
         f"medians of {repeats} interleaved repeats",
         "",
     ]
+
+
+def token_ratio() -> float:
+    """Tokens of all samples over those that are left when each prompt is read once."""
+    prompt, answer = sum(PROMPT_TOKENS) / 2, sum(ANSWER_TOKENS) / 2
+    return ROLLOUTS * (prompt + answer) / (prompt + ROLLOUTS * answer)
 
 
 def processor() -> str:
