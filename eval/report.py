@@ -27,6 +27,7 @@ def main(results: list[str], output_path: str | None = None) -> None:
             _quality.json, .jsonl with projections. Values before the first flag are results too.
         output_path: the page to write; default report.html in the first folder.
     """
+    from eval.report_inputs import find_files
     from persona_vectors.files import check_output_path
 
     if not results:
@@ -34,6 +35,7 @@ def main(results: list[str], output_path: str | None = None) -> None:
     first = Path(results[0])
     folder = first if first.is_dir() else first.parent
     out = check_output_path(output_path or folder / "report.html", (".html",))
+    find_files(results)  # refuses what does not exist before anything heavy is loaded
     _write(results, out)
 
 

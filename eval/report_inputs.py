@@ -106,9 +106,8 @@ def read_inputs(given: Sequence[str]) -> Inputs:
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             inputs.skipped.append((name, " ".join(reason.split())))
-    inputs.skipped += [
-        (name, "a sidecar without its table, which was moved or never finished") for name in _orphans(given)
-    ]
+    orphan = "a sidecar without its table, which was moved or never finished"
+    inputs.skipped += [(name, orphan) for name in _orphans(given)]
     return inputs
 
 
@@ -176,19 +175,26 @@ def _read_table(name: str, path: Path) -> Table:
     trait = _trait_column(list(raw.columns))
     if raw.empty:
         raise ValueError("it has no rows")
-    rows = raw[list(TEXTS)].copy()
+    rows = pd.DataFrame({name: raw[name] for name in TEXTS})
     for new, old in (("score", trait), ("coherence", "coherence")):
-        numbers = pd.to_numeric(raw[old], errors="coerce").astype(float)
-        rows[new] = numbers.where(np.isfinite(numbers))
-        wrong = int((rows[new].isna() & (raw[old] != "")).sum())
+        rows[new] = _numbers(raw[old])
+        wrong = int((np.isnan(rows[new].to_numpy()) & (raw[old] != "").to_numpy()).sum())
         if wrong:
             notes.append(f"{wrong} cells of {old} are no numbers and count as not scored")
     for column, values in _setting_columns(raw, sidecar, notes).items():
         rows[column] = values
     projections = [column for column in raw.columns if PROJECTION.fullmatch(str(column))]
     for column in projections:
-        rows[column] = pd.to_numeric(raw[column], errors="coerce").astype(float)
+        rows[column] = _numbers(raw[column])
     return Table(name, trait, rows, sidecar, projections, notes)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """The column as floats; what is no number, or infinite, is NaN."""
+    import pandas as pd
+
+    numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def _trait_column(columns: list[str]) -> str:
@@ -224,7 +230,7 @@ def _setting_columns(raw: pd.DataFrame, sidecar: dict[str, Any], notes: list[str
     for column, value in found.items():
         frame[column] = value
     for column in ("layer", "coef"):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+        frame[column] = _numbers(frame[column])
     frame.loc[frame["control"] == "prompt", "pole"] = ""  # said by the control
     unsteered = (frame["coef"] == 0) & ~frame["control"].str.startswith("random")
     frame.loc[unsteered, "vector"], frame.loc[unsteered, "layer"] = "", np.nan
@@ -252,7 +258,7 @@ def _only(value: Any) -> Any:
     return value
 
 
-def _matched(controls: pd.Series, settings: dict[str, Any]) -> pd.Series:
+def _matched(controls: Any, settings: dict[str, Any]) -> pd.Series:
     """The vector whose norm each random direction has: the second vector's follow after n_random of the first's."""
     vectors, n_random = settings.get("vector_path"), settings.get("n_random")
     vectors = [vectors] if isinstance(vectors, str) else vectors

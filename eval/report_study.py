@@ -159,9 +159,8 @@ def studies(tables: Sequence[Table]) -> list[Study]:
     found = []
     for key, members in groups.items():
         identity = dict(key[1:])
-        texts = [str(identity.get(name, "")) for name in _SHARED]
-        members = sorted(members, key=lambda one: one.name)
-        study = Study(key[0], *texts, members)
+        model, judge, version = (str(identity.get(name, "")) for name in _SHARED)
+        study = Study(key[0], model, judge, version, sorted(members, key=lambda one: one.name))
         study.settings = _settings(study)
         study.notes += _notes(study)
         found.append(study)
@@ -184,7 +183,8 @@ def _settings(study: Study) -> list[Shown]:
         rows = table.rows.copy()
         unknown = rows["coef"].isna() & (rows["control"] == "") & (rows["pole"] == "")
         rows.loc[unknown, "vector"] = table.name  # tables that say nothing are not mixed
-        for key, group in rows.groupby(SETTING, dropna=False, sort=False):
+        by_setting: Any = rows.groupby(SETTING, dropna=False, sort=False)
+        for key, group in by_setting:
             parts.setdefault(tuple("" if value != value else value for value in key), []).append((table, group))
     found = []
     for key, members in parts.items():
@@ -277,6 +277,11 @@ def side_by_side(study: Study, most: int = 12) -> tuple[list[tuple[str, list[Sho
     if not groups:
         groups.append(("all settings", [*shared, *study.of_kind("random", "unknown")]))
     return groups[:most], max(0, len(groups) - most)
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most `most` of the positions 0 to n - 1, evenly apart, with both ends."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
 
 
 def text_or_missing(value: Any) -> str:

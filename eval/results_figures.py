@@ -12,7 +12,7 @@ import numpy as np
 
 from eval.page import visible
 from eval.report_inputs import PROJECTION, Vectors
-from eval.report_study import MIN_COHERENCE, Curve, Shown, Study, vector_name
+from eval.report_study import MIN_COHERENCE, Curve, Shown, Study, spread, vector_name
 from persona_vectors.page_plots import LOOKS, Series, boxes, chart
 from persona_vectors.statistics import Interval
 
@@ -68,7 +68,7 @@ def steering_figure(study: Study, curve: Curve) -> Figure | None:
 
 
 def _random_line(curve: Curve, of: str) -> Series:
-    """Mean over the random directions with their lowest and highest, by coefficient; unsteered they are all the same."""
+    """Mean over the random directions with their lowest and highest, by coefficient; unsteered, all are the same."""
     by_coef: dict[float, list[float]] = {}
     for one in [setting for settings in curve.randoms.values() for setting in settings] + curve.points:
         if one.coef is not None and (one.kind == "random" or not one.coef):
@@ -134,9 +134,7 @@ def layer_figures(study: Study, curves: Sequence[Curve]) -> list[Figure]:
         if len(own) < 2:
             continue
         coefs = sorted({point.coef for curve in own for point in curve.points if point.coef})
-        picked = sorted(
-            {coefs[i] for i in np.linspace(0, len(coefs) - 1, min(MAX_LINES, len(coefs))).round().astype(int)}
-        )
+        picked = [coefs[i] for i in spread(len(coefs), MAX_LINES)]
         panels, legend = [], [(look, f"coef {coef:g}") for look, coef in zip(LOOKS, picked, strict=False)]
         for title, of in ((f"{study.trait} score", "score"), ("coherence", "coherence")):
             series = [_by_layer(own, coef, of, look) for look, coef in zip(LOOKS, picked, strict=False)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.page import environment
 from eval.report_inputs import Inputs
-from eval.report_study import MIN_COHERENCE, Shown, Study, side_by_side, studies, text_or_missing, vector_name
+from eval.report_study import MIN_COHERENCE, Shown, Study, side_by_side, spread, studies, text_or_missing, vector_name
 from eval.results_figures import (
     frontier_figure,
     layer_figures,
@@ -176,7 +176,7 @@ def _answers(study: Study, budget: int) -> dict[str, Any]:
     affordable = int(budget / (cards * max(1.0, float(np.nanmean(lengths)) if lengths else 1.0)))
     n_questions = max(1, min(MAX_QUESTIONS, affordable, len(questions)))
     n_samples = max(1, min(MAX_SAMPLES, affordable // n_questions))
-    picked = [questions[i] for i in np.unique(np.linspace(0, len(questions) - 1, n_questions).round().astype(int))]
+    picked = [questions[i] for i in spread(len(questions), n_questions)]
     shown = [
         {
             "name": name,
@@ -207,12 +207,13 @@ def _items(settings: Sequence[Shown], question: str, number: int, n_samples: int
             if sample in rows.index:
                 row = rows.loc[sample]
                 text = str(row["answer"])
+                score, coherence = text_or_missing(row["score"]), text_or_missing(row["coherence"])
                 cards.append(
                     {
                         "label": "unsteered" if one.kind == "unsteered" else one.name(),
                         "coef": f"coef {one.coef:g}" if one.kind == "steered" else "",
                         "kind": one.kind,
-                        "scores": f"{trait} {text_or_missing(row['score'])}, coherence {text_or_missing(row['coherence'])}",
+                        "scores": f"{trait} {score}, coherence {coherence}",
                         "text": text[:MAX_ANSWER],
                         "more": max(0, len(text) - MAX_ANSWER),
                     }

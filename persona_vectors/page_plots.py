@@ -1,7 +1,7 @@
 """Figures for pages as inline SVG: numbers in, markup out.
 
-A report of a sweep has dozens of figures. As SVG each is a few kB, needs no script, prints, scales to a phone, and takes
-its colours from the page's style sheet by class, so that light and dark each have their own. A series has a class
+A report of a sweep has dozens of figures. As SVG each is a few kB, needs no script, prints, scales to a phone, and
+takes its colours from the page's style sheet by class, so that light and dark each have their own. A series has a class
 (`s0` to `s4`, `random`, `prompt`, `base`) and with it a colour, a dash and a marker: colour is never the only cue.
 Pointing at a marker says its numbers. Legends and titles are the page's, where text wraps.
 """

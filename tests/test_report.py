@@ -186,7 +186,7 @@ def test_the_page_needs_no_other_file(folder, capsys):
 
 
 def test_long_and_many_answers_are_capped_and_that_is_said(tmp_path, capsys):
-    put(tmp_path / "a.csv", sweep(n_questions=60, n_samples=4, text="word " * 5000))
+    put(tmp_path / "a.csv", sweep(n_questions=60, n_samples=4, text="word " * 600))
     html = page_of(tmp_path, capsys)
     assert len(html) < 3_500_000 < (tmp_path / "a.csv").stat().st_size
     found = re.search(r"(\d+) of 60 questions, (\d) of 4 samples each", text_of(html))
@@ -281,7 +281,7 @@ def test_copies_are_counted_once_and_other_runs_of_a_setting_are_pooled(tmp_path
     (base,) = study.settings
     assert base.score.n == 16 and base.rows["sample"].max() == 3
     notes = " ".join(study.notes)
-    assert "8 rows of copy.csv are also in a.csv" in notes or "8 rows of copy.csv are also in" in notes
+    assert "8 rows of copy.csv are also in a.csv" in notes
     assert "'unsteered' is in 2 tables" in notes and "The tables differ in seed: 0, 1" in notes
 
 
