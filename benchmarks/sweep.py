@@ -5,8 +5,9 @@
 
 6 coefficients x 40 prompts, one answer each, at temperature 1. The published loop stands in this file: prompts in the
 order they come, 20 at a time through `model.generate` with its own sampling, one hook for the coefficient at hand.
-Ours is `sample_answers`, one coefficient a row. What its parts give is timed as well: the same slots without refilling
-(rows leave as they end, new ones enter when all have left) and without dropping either.
+Ours is `sample_answers`, one coefficient a row. What its parts give is timed as well, with `--part_rows` rows in flight
+(on a small model all 240 fit at once, and there is nothing to refill): with everything, without refilling (rows leave
+as they end, new ones enter when all have left), and without dropping either.
 All take turns after a warm-up, and a ratio is the median over turns. Whether answers agree is seen with the published
 batches drawing from the rows' own random streams; that run is not timed.
 """
@@ -68,6 +69,7 @@ def main(
     strength: float = 0.3,
     trait: str = "evil",
     max_tokens: int = 200,
+    part_rows: int = 64,
     repeats: int = 5,
     threads: int = 1,
     output_path: str | None = None,
@@ -83,12 +85,15 @@ def main(
             hidden states at that layer.
         trait: whose 40 questions (20 to extract, 20 to evaluate) are the prompts.
         max_tokens: most tokens of an answer.
+        part_rows: rows in flight where the parts are timed.
         repeats: turns that are timed.
         threads: of the processor.
         output_path: also write every figure there, as JSON.
     """
-    if repeats < 1 or threads < 1 or max_tokens < 1:
-        raise ValueError(f"repeats {repeats}, threads {threads}, max_tokens {max_tokens}: expected at least 1 of each")
+    numbers = {"max_tokens": max_tokens, "part_rows": part_rows, "repeats": repeats, "threads": threads}
+    for option, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{option} must be at least 1; got {number}")
     from persona_vectors.files import check_output_path, provenance, write_json_atomic
 
     if output_path is not None:
@@ -101,8 +106,9 @@ def main(
         {
             "published": lambda turn: published(sweep, seed=turn),
             "one job": lambda turn: one_job(sweep, seed=turn),
-            "no refilling": lambda turn: part(sweep, seed=turn, change_share=None),
-            "no refilling, no dropping": lambda turn: part(sweep, seed=turn, change_share=1.0),
+            f"{part_rows} rows": lambda turn: part(sweep, turn, part_rows),
+            f"{part_rows} rows, no refilling": lambda turn: part(sweep, turn, part_rows, refill=False),
+            f"{part_rows} rows, neither": lambda turn: part(sweep, turn, part_rows, refill=False, change_share=1.0),
         },
         repeats,
         sweep,
@@ -220,13 +226,12 @@ def one_job(sweep: Sweep, seed: int) -> list[str]:
     )
 
 
-def part(sweep: Sweep, seed: int, change_share: float | None) -> list[str]:
-    """The one job without refilling; with `change_share` 1 rows leave when all have ended, too."""
+def part(sweep: Sweep, seed: int, most_rows: int, **options: Any) -> list[str]:
+    """The one job with at most so many rows in flight, and `options` of `decode`."""
     from persona_vectors import sampling
 
     real = sampling.decode
-    share = {} if change_share is None else {"change_share": change_share}
-    sampling.decode = lambda *args, **options: real(*args, **options, refill=False, **share)
+    sampling.decode = lambda *args, **given: real(*args, **{**given, "most_rows": most_rows, **options})
     try:
         return one_job(sweep, seed)
     finally:

@@ -1,8 +1,7 @@
 """Decode many prompts as one job: a row leaves the batch soon after it ends, and a waiting row takes its place.
 
-The rows in flight are the first rows of one buffer a layer, right-aligned at a common last column. A row that ends is
-overwritten by the last one, so dropping costs one copy; new rows are prefilled in a call of their own and put behind
-the others; columns that only ended rows had are left out of every later call. Nothing is moved when rows do not change.
+New rows are prefilled in a call of their own and put behind those in flight; columns of the cache that only ended rows
+had are left out of every later call (see persona_vectors/slots.py).
 
 What a model's cache allows is read from its layer types (`cache_kind`). Which token comes next is the caller's affair,
 and so is steering: the context manager made for the rows in flight is entered anew whenever they change.
@@ -19,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from persona_vectors.blocks import device_of, unwrap
+from persona_vectors.slots import slot_cache
 from persona_vectors.tokens import pad_batch
 
 SteerRows = Callable[[Sequence[int]], AbstractContextManager]
@@ -31,7 +30,6 @@ PickTokens = Callable[[Float[Tensor, "batch vocab"], Sequence[int], Sequence[int
 CacheKind = Literal["slots", "drop", "generate"]
 
 CHANGE_SHARE = 1 / 8  # of the rows in flight have ended before rows are dropped and new ones enter
-_ROOM = 64  # columns that a buffer grows by
 
 
 def cache_kind(model: PreTrainedModel) -> CacheKind:
@@ -72,6 +70,7 @@ def decode(
     pick: PickTokens,
     steer: SteerRows | None,
     tokens_in_flight: int,
+    most_rows: int = 256,
     kind: CacheKind = "slots",
     change_share: float = CHANGE_SHARE,
     refill: bool = True,
@@ -84,7 +83,7 @@ def decode(
     Args:
         limits: most tokens of each row's answer.
         tokens_in_flight: prompt and limit of the longest row, times the rows in flight, stay within this; at least one
-            row is in flight.
+            row is in flight, and at most `most_rows`.
         change_share: of the rows in flight that have ended before they leave.
         refill: False lets new rows enter only when all have left.
 
@@ -95,7 +94,7 @@ def decode(
     """
     waiting = queue(range(len(prompts)), prompts)
     flight = Flight(model, prompts, limits, set(end_ids), pad_id, pick, steer or (lambda _: nullcontext()), kind)
-    most = len(prompts)
+    most = most_rows
     while waiting or flight.rows:
         may_enter = not flight.rows or (refill and kind == "slots")
         entering = _take(waiting, flight, tokens_in_flight, most) if waiting and may_enter else []
@@ -212,7 +211,9 @@ class Flight:
             positions = positions.clamp(max=self.context - 1)
         logits = self._forward(self.last.clamp(min=0)[:, None], mask, positions, self.cache)
         self.lengths = self.lengths + 1
-        tokens = self.pick(logits, self.rows, [len(answer) for answer in self.answers])
+        answers = zip(self.rows, self.answers, strict=True)
+        steps = [min(len(answer), self.limits[row] - 1) for row, answer in answers]
+        tokens = self.pick(logits, self.rows, steps)
         self._record(tokens, 0)
         self.last = tokens.to(self.device)
 
@@ -274,83 +275,3 @@ def packed_order(has_ended: Sequence[bool]) -> list[int]:
 def context_length(model: PreTrainedModel) -> int | None:
     """Tokens of prompt and answer that the model's config allows; None where it sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def slot_cache(n_layers: int) -> DynamicCache:
-    """An empty cache whose layers are `SlotLayer`s."""
-    cache = DynamicCache()
-    cache.layers = [SlotLayer() for _ in range(n_layers)]
-    cache.layer_class_to_replicate = None
-    return cache
-
-
-class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values of the rows in flight: rows `[:rows]`, columns `[start:end]` of a larger buffer.
-
-    Rows are right-aligned at `end`. Left of a shorter row is what was there before, or zero: finite, and masked.
-    """
-
-    is_sliding = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: Float[Tensor, "slots heads columns d_key"]
-        self.values: Float[Tensor, "slots heads columns d_value"]
-        self.rows = self.start = self.end = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        n_rows, heads, width = key_states.shape[:3]
-        columns = width + _ROOM
-        self.keys = key_states.new_zeros(n_rows, heads, columns, key_states.shape[-1])
-        self.values = value_states.new_zeros(n_rows, heads, columns, value_states.shape[-1])
-        self.end = width
-        self.is_initialized = True
-
-    def put(self, keys: Float[Tensor, "new heads seq d_key"], values: Float[Tensor, "new heads seq d_value"]) -> None:
-        """New rows, left padded, behind the others; they end at the common last column."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        n_rows, width = self.rows + keys.shape[0], keys.shape[2]
-        if n_rows > self.keys.shape[0] or width > self.end:
-            self._resize(n_rows, max(width, self.end - self.start))
-        place = (slice(self.rows, n_rows), slice(None), slice(self.end - width, self.end))
-        self.keys[place], self.values[place] = keys, values
-        self.rows, self.start = n_rows, min(self.start, self.end - width)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the rows in flight, with one token more each."""
-        if self.end == self.keys.shape[2]:
-            self._resize(self.rows, self.end - self.start)
-        self.keys[: self.rows, :, self.end] = key_states[:, :, 0]
-        self.values[: self.rows, :, self.end] = value_states[:, :, 0]
-        self.end += 1
-        window = (slice(0, self.rows), slice(None), slice(self.start, self.end))
-        return self.keys[window], self.values[window]
-
-    def keep(self, order: Sequence[int], width: int) -> None:
-        """Rows in this order, and of their columns the last `width`."""
-        moved = [(source, place) for place, source in enumerate(order) if source != place]
-        self.rows, self.start = len(order), self.end - width
-        if moved:
-            sources, places = (torch.tensor(side, device=self.keys.device) for side in zip(*moved, strict=True))
-            for buffer in (self.keys, self.values):
-                buffer[places, :, self.start : self.end] = buffer[sources, :, self.start : self.end]
-
-    def _resize(self, n_rows: int, width: int) -> None:
-        """Buffers of `n_rows` rows whose window of `width` columns starts at 0, with room behind it."""
-        held = self.end - self.start
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros(n_rows, old.shape[1], width + _ROOM, old.shape[3])
-            new[: self.rows, :, width - held : width] = old[: self.rows, :, self.start : self.end]
-            setattr(self, name, new)
-        self.start, self.end = width - held, width
-
-    def get_seq_length(self) -> int:
-        return self.end - self.start
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1

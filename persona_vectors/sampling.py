@@ -23,6 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from persona_vectors.blocks import device_of
 from persona_vectors.decoding import SteerRows, cache_kind, check_token, context_length, decode, queue
+from persona_vectors.slots import cache_bytes, grouped_attention
 from persona_vectors.tokens import pad_batch, tokenize_prompt
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ __all__ = ["RowSampler", "SteerRows", "end_token_ids", "sample_answers"]
 OnBatch = Callable[[Sequence[int], Sequence[str]], None]
 Answers = Iterator[list[tuple[int, list[int]]]]
 
-_TOKENS_PER_BATCH_CPU = 16_384  # prompt + answer tokens held in the KV cache at once
+_TOKENS_PER_BATCH_CPU = 16_384  # prompt + answer tokens held in the KV cache at once,
 _TOKENS_PER_BATCH_CUDA = 65_536
+_CACHE_BYTES = 2**30  # or more of them, while they take no more than this,
+_MOST_ROWS = 256  # and there are not more rows: beyond, a row costs the same
 _GROUP = 16  # answers handed to on_batch together, so that a store is not committed for each,
 _GROUP_SECONDS = 1.0  # or fewer, when the last ones are that old
 
@@ -139,12 +142,13 @@ def sample_answers(
     answers: dict[int, str] = {}
     outbox = _Outbox(on_batch)
     with tqdm(total=len(prompts), desc="sampling", unit="answer", disable=not progress) as bar, outbox:
-        for ended in _decoded(model, tokenizer, ids, limits, temperature, uniforms, steer):
-            for row, tokens in ended:
-                answers[row] = str(tokenizer.decode(tokens, skip_special_tokens=True))
-                uniforms.pop(row, None)
-            bar.update(len(ended))
-            outbox.put({row: answers[row] for row, _ in ended})
+        with grouped_attention(model):
+            for ended in _decoded(model, tokenizer, ids, limits, temperature, uniforms, steer):
+                for row, tokens in ended:
+                    answers[row] = str(tokenizer.decode(tokens, skip_special_tokens=True))
+                    uniforms.pop(row, None)
+                bar.update(len(ended))
+                outbox.put({row: answers[row] for row, _ in ended})
     assert len(answers) == len(prompts)
     return [answers[row] for row in range(len(prompts))]
 
@@ -198,8 +202,8 @@ def _decoded(
     """Groups of (row, tokens of its answer) as rows end, by whatever way the model's cache allows."""
     pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     ends = end_token_ids(model, tokenizer)
-    budget = _TOKENS_PER_BATCH_CUDA if device_of(model).type == "cuda" else _TOKENS_PER_BATCH_CPU
     sampler = RowSampler(uniforms, temperature, ends)
+    budget = _TOKENS_PER_BATCH_CUDA if device_of(model).type == "cuda" else _TOKENS_PER_BATCH_CPU
     kind = cache_kind(model)
     if kind == "generate":
         return _generated(model, ids, limits, sampler, pad_id, steer, budget)
@@ -211,7 +215,8 @@ def _decoded(
         pad_id=pad_id,
         pick=sampler.pick,
         steer=steer,
-        tokens_in_flight=budget,
+        tokens_in_flight=max(budget, _CACHE_BYTES // cache_bytes(model)),
+        most_rows=_MOST_ROWS,
         kind=kind,
     )
 

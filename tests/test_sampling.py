@@ -51,7 +51,7 @@ def test_streams_decide_the_answer(chat):
 @pytest.mark.parametrize("group", [1, 3, 16])
 def test_on_batch_gets_each_row_once_whatever_the_slots(chat, monkeypatch, group):
     together = run(chat)
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)  # one row at a time
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 1)  # one row at a time
     monkeypatch.setattr(sampling, "_GROUP", group)
     monkeypatch.setattr(sampling, "_GROUP_SECONDS", float("inf"))
     seen: list[tuple[list[int], list[str]]] = []
@@ -62,7 +62,7 @@ def test_on_batch_gets_each_row_once_whatever_the_slots(chat, monkeypatch, group
 
 
 def test_answers_are_not_held_back_for_long(chat, monkeypatch):
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 1)
     monkeypatch.setattr(sampling, "_GROUP_SECONDS", 0.0)
     sizes: list[int] = []
     run(chat, on_batch=lambda rows, _: sizes.append(len(rows)))
@@ -150,7 +150,7 @@ def test_end_tokens_come_from_tokenizer_and_configs(chat):
 
 
 def test_steering_gets_the_rows_of_each_batch(chat, monkeypatch):
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 60)
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 2)
     entered: list[list[int]] = []
 
     @contextmanager
@@ -190,7 +190,7 @@ def test_logits_that_are_not_finite_are_an_error(chat):
 
 
 def test_an_error_later_on_names_the_token_and_delivers_what_had_ended(chat, monkeypatch):
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)  # one row after the other
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 1)  # one row after the other
     calls, stored = [], {}
 
     @contextmanager
@@ -212,7 +212,7 @@ def test_an_error_later_on_names_the_token_and_delivers_what_had_ended(chat, mon
 
 
 def test_an_error_of_on_batch_is_not_met_with_the_same_rows_again(chat, monkeypatch):
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 1)
     monkeypatch.setattr(sampling, "_GROUP", 2)
     asked: list[list[int]] = []
 
@@ -226,7 +226,7 @@ def test_an_error_of_on_batch_is_not_met_with_the_same_rows_again(chat, monkeypa
 
 
 def test_an_interrupt_loses_no_finished_row(chat, monkeypatch):
-    monkeypatch.setattr(sampling, "_TOKENS_PER_BATCH_CPU", 1)
+    monkeypatch.setattr(sampling, "_MOST_ROWS", 1)
     entered, stored = [], {}
 
     @contextmanager
