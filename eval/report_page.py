@@ -1,7 +1,7 @@
 """The report of a demo run: one HTML file that opens offline, on a phone, in light or dark.
 
-Figures are Plotly's, its script inlined once; without JavaScript the same figures show as images. All text from models
-and arguments is escaped by jinja2.
+Figures are Plotly's, its script inlined once; without JavaScript the same figures show as images. Text from models
+and arguments is escaped and hidden characters are written out, as on every page (`eval.page`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.findings import COLUMNS, Findings, table_rows
+from eval.page import environment
 from persona_vectors import plots
 from persona_vectors.plots import Band
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,12 @@ def render(report: Report, figures: Mapping[str, Sequence[PageFigure]], norms: P
     Raises:
         jinja2.UndefinedError: a name in the template that the report does not have.
     """
-    import jinja2
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = _figure_html
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    templates = environment()
+    templates.filters["figure"] = _figure_html
+    templates.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return templates.get_template(TEMPLATE).render(
         report=report,
         figures=figures,
         norms=norms,
