@@ -135,6 +135,9 @@ def _read(name: str, path: Path, inputs: Inputs) -> None:
         raise ValueError(f"not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
 
 
+_OBJECTS = ("settings", "file", "random_directions", "pairs")
+
+
 def _sidecar(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The sidecar, and notes on what is wrong with it."""
     try:
@@ -143,8 +146,10 @@ def _sidecar(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"its sidecar cannot be read: {error}"]
     if not sidecar:
         return {}, [f"it has no sidecar ({sidecar_path(path).name}), so what made it is not known"]
-    file = sidecar.get("file")
-    expected = file.get("sha256") if isinstance(file, dict) else None
+    wrong = [name for name in _OBJECTS if name in sidecar and not isinstance(sidecar[name], dict)]
+    if wrong:
+        return {}, [f"its sidecar is not one of this project's: {', '.join(wrong)} should be a JSON object"]
+    expected = sidecar.get("file", {}).get("sha256")
     if expected and expected != sha256_of_file(path):
         return sidecar, ["it was changed after its sidecar was written"]
     return sidecar, []
@@ -242,7 +247,8 @@ def _from_settings(settings: dict[str, Any]) -> dict[str, Any]:
     one = {key: _only(settings.get(key)) for key in ("coef", "layer", "vector_path", "control")}
     control = one["control"] or ""
     path = one["vector_path"] or ""
-    is_random = str(control).startswith("random")
+    control, path = str(control), str(path)
+    is_random = control.startswith("random")
     return {
         "coef": one["coef"] if one["coef"] is not None else 0.0 if settings else np.nan,
         "layer": one["layer"],
@@ -253,9 +259,8 @@ def _from_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only(value: Any) -> Any:
-    if isinstance(value, list):
-        return value[0] if len(value) == 1 else None
-    return value
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def _matched(controls: Any, settings: dict[str, Any]) -> pd.Series:

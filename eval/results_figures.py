@@ -203,7 +203,8 @@ def norm_figures(files: Sequence[Vectors]) -> list[Figure]:
     for start in range(0, len(vectors), MAX_LINES):
         group = list(zip(LOOKS, vectors[start : start + MAX_LINES], strict=False))
         series = [Series(visible(one.name), range(len(one.norms)), one.norms, (), (), look) for look, one in group]
-        svg = chart(series, "layer", "norm", "norm of the vectors by layer", whole_x=True)
+        top = 1.05 * max(float(one.norms.max()) for _, one in group) or 1.0
+        svg = chart(series, "layer", "norm", "norm of the vectors by layer", ylim=(0, top), whole_x=True)
         figures.append(Figure("", [("", svg)], [(look, Path(one.name).name) for look, one in group]))
     return figures
 

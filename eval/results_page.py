@@ -56,7 +56,7 @@ def _study(study: Study, budget: int) -> dict[str, Any]:
     return {
         "study": study,
         "notes": study.notes,
-        "sentences": _sentences(study),
+        "sentences": _sentences(study) + _slopes(study),
         "curves": [steering_figure(study, curve) for curve in curves],
         "frontier": frontier_figure(study, curves),
         "layers": layer_figures(study, curves),
@@ -85,6 +85,37 @@ def _sentences(study: Study) -> list[str]:
         elif kind == "steered":
             found.append(f"No steered setting has a {study.trait} score at coherence of at least {MIN_COHERENCE:g}.")
     return found
+
+
+def _slopes(study: Study) -> list[str]:
+    """What the tables' sidecars say of single samples: how many a vector moves the wrong way, beside random ones."""
+    found = [one for table in study.tables for one in _dicts(table.sidecar.get("steerability"))]
+    lines = []
+    for one in found:
+        slope, wrong = one.get("slope"), one.get("wrong_way")
+        if one.get("control") or not (isinstance(slope, dict) and isinstance(wrong, dict)) or not _has_mean(slope):
+            continue
+        random = [
+            other["wrong_way"]["mean"]
+            for other in found
+            if other.get("control") and other.get("layer") == one.get("layer") and _has_mean(other.get("wrong_way"))
+        ]
+        beside = f"; of random directions, {min(random):.0%} to {max(random):.0%} do" if random else ""
+        name = f"{vector_name(str(one.get('vector')))}, layer {one.get('layer')}"
+        share = f"{wrong['mean']:.0%}" if _has_mean(wrong) else "an unknown share"
+        lines.append(
+            f"{name}: {slope['mean']:+.1f} points of {study.trait} a unit of coef; {share} of {one.get('n_used')} "
+            f"samples move the wrong way{beside}."
+        )
+    return lines
+
+
+def _has_mean(interval: Any) -> bool:
+    return isinstance(interval, dict) and isinstance(interval.get("mean"), float | int)
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _rows(study: Study) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 380, 240
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 38
 LOOKS = ("s0", "s1", "s2", "s3", "s4")
 Numbers = Sequence[float] | np.ndarray
 

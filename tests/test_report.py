@@ -254,6 +254,38 @@ def test_a_table_without_a_sidecar_is_shown_with_a_note(tmp_path, capsys):
     assert "its sidecar cannot be read" in text_of(page_of(tmp_path, capsys))
 
 
+@pytest.mark.parametrize(
+    "sidecar",
+    [
+        {"settings": [1]},
+        {"settings": {"coef": [[1]], "layer": {}, "vector_path": 3, "control": 4, "model": 5}, "receipts": [1, {}]},
+        {
+            "file": 1,
+            "n_failed": "x",
+            "receipts": {"a": [1]},
+            "steerability": [{"slope": 1}, 2, {"slope": {"mean": "x"}}],
+        },
+    ],
+)
+def test_a_sidecar_of_another_shape_stops_nothing(sidecar, tmp_path, capsys):
+    put(tmp_path / "a.csv", answers(50), False)
+    (tmp_path / "a.csv.json").write_text(json.dumps(sidecar))
+    assert "a.csv" in text_of(page_of(tmp_path, capsys))
+
+
+def test_samples_that_move_the_wrong_way_are_counted(tmp_path, capsys):
+    def slope(control, share):
+        kind = {"vector": "" if control else VECTOR, "control": control, "layer": 3, "n_used": 8}
+        return {**kind, "slope": {"mean": 12.3, "low": 1, "high": 20}, "wrong_way": {"mean": share}}
+
+    put(tmp_path / "a.csv", sweep(), {"steerability": [slope("", 0.125), slope("random1", 0.4), slope("random2", 0.5)]})
+    text = text_of(page_of(tmp_path, capsys))
+    assert (
+        "+12.3 points of evil a unit of coef; 12% of 8 samples move the wrong way; of random directions, 40% to 50%"
+        in text
+    )
+
+
 def test_published_tables_of_one_setting_make_a_curve(tmp_path):
     """One file a setting, as published: the sidecar says how each was steered."""
     put(tmp_path / "evil_coef0.csv", answers(10), coef=0.0, layer=3, vector_path=VECTOR)
