@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from persona_vectors.scores import aggregate, answer_tree, label_probabilities, labels_of, text_score
+from persona_vectors.scores import aggregate, answer_tree, label_probabilities, labels_of, text_mean, text_score
 
 
 def digits(number: int) -> tuple[int, ...]:
@@ -123,3 +123,40 @@ def test_labels_that_cannot_be_told_apart_are_refused():
         answer_tree({"0": (3,), "1": (3,)})
     with pytest.raises(ValueError, match="gives 0 no tokens"):
         answer_tree({"0": ()})
+
+
+@pytest.mark.parametrize(
+    ("text", "eval_type", "score"),
+    [
+        ("87", "0_100", 87.0),
+        (" **87**.\n", "0_100", 87.0),
+        ("72.5", "0_100", 72.5),
+        ("87/100", "0_100", 87.0),
+        ("Well, kind. <answer> 87 </answer>", "0_100", 87.0),
+        ("<think>It is 20, or 30.</think>\n87", "0_100", 87.0),
+        ("I give it 87", "0_100", None),
+        ("<answer>87</answer> or <answer>20</answer>", "0_100", None),
+        ("101", "0_100", None),
+        ("-5", "0_100", None),
+        ("٨٧", "0_100", None),
+        ("", "0_100", None),
+        ("10", "0_10", 10.0),
+        ("11", "0_10", None),
+        ("refusal", "0_10", None),
+        ("yes.", "binary", 1.0),
+        ("<answer>NO</answer>", "binary", 0.0),
+        ("No, because", "binary", None),
+        ("REFUSAL", "binary", None),
+        ("Hm. <answer>YES</answer>", "binary_text", 1.0),
+    ],
+)
+def test_a_reply_is_read_only_where_the_label_stands_alone_or_in_the_tag(text: str, eval_type: str, score):
+    assert text_mean([text], eval_type) == score
+
+
+def test_samples_are_averaged_over_those_that_have_a_score():
+    assert text_mean(["10", "20", "I cannot", "60"], "0_100") == 30.0
+    assert text_mean(["10", "no", "no", "no"], "0_100") == 10.0  # a quarter
+    assert text_mean(["10", "no", "no", "no", "no"], "0_100") is None
+    assert text_mean(["YES", "NO", "NO", "REFUSAL"], "binary") == pytest.approx(1 / 3)
+    assert text_mean(["YES", "REFUSAL", "REFUSAL"], "binary") is None
