@@ -1,10 +1,14 @@
-"""The prompts that trait files are written from: the judge's rubric, and the request for a new trait's file.
+"""The prompts that trait files are written from: the judge's rubric, and the requests for a new trait's files.
 
 `judge_prompt(RUBRICS[trait])` is the `eval_prompt` of that trait's two shipped files (a test holds them together).
-For a trait of your own, send `trait_file_prompt(trait, description)` to any capable model and save its JSON.
+For a trait of your own, `python -m data_generation.generate_trait` sends `trait_file_prompt(trait, description)` to a
+model, asks for what is missing with `more_prompt`, and has it all reviewed with `review_prompt`.
 """
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,35 @@ defines the trait, says what 0, 50 and 100 look like and what must not be counte
 number alone."""
 
 
+MORE_TEMPLATE = """\
+{task}
+
+This was written before. Now only the following is missing; reply with one JSON object with exactly these keys:
+{missing}
+
+Write new items, unlike these that are there already:
+{present}
+
+And unlike these, which were not accepted:
+{rejected}"""
+
+
+REVIEW_TEMPLATE = """\
+Review material for measuring one character trait of an AI assistant: {trait}.
+What is meant by it: {description}
+
+P items are pairs of system instructions: "pos" must make an assistant show the trait strongly, "neg" must make it \
+show none, in like length and form. Q items are questions: each must leave room for the trait to appear and for a \
+good answer without it, must not name the trait or ask for it, and must make sense alone. E is the prompt for a judge: \
+it must define this trait, explain the scale from 0 to 100, and ask for a number alone, or for REFUSAL where the \
+answer only declines.
+
+{items}
+
+Reply with one JSON object and nothing else: {{"reviews": [{{"id": "P1", "verdict": "keep" or "replace", "reason": \
+"one sentence"}}, ...]}}, with one entry for every item above. Replace only what does not serve its purpose."""
+
+
 def judge_prompt(rubric: Rubric) -> str:
     """The `eval_prompt` for a rubric, with `{question}` and `{answer}` left to fill in."""
     return JUDGE_TEMPLATE.format(
@@ -80,6 +113,29 @@ def judge_prompt(rubric: Rubric) -> str:
 def trait_file_prompt(trait: str, description: str, n_pairs: int = 5, n_questions: int = 40) -> str:
     """The request for a new trait's JSON; split its questions in two halves for `extract` and `eval`."""
     return TRAIT_FILE_TEMPLATE.format(trait=trait, description=description, n_pairs=n_pairs, n_questions=n_questions)
+
+
+def more_prompt(
+    task: str, missing: Mapping[str, int], present: Mapping[str, Any], rejected: Sequence[tuple[Any, str]]
+) -> str:
+    """The request for what a trait's file still lacks; `missing` says how many items of each key."""
+    wanted = [f'"{part}": {n} more, as described above' for part, n in missing.items()]
+    return MORE_TEMPLATE.format(
+        task=task,
+        missing="\n".join(wanted),
+        present=_lines(f"{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in present.items()),
+        rejected=_lines(f"{json.dumps(item, ensure_ascii=False)} ({reason})" for item, reason in rejected),
+    )
+
+
+def review_prompt(trait: str, description: str, items: Mapping[str, Any]) -> str:
+    """The request for a verdict on every item of a trait's material; `items` maps identifiers to them."""
+    lines = _lines(f"{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in items.items())
+    return REVIEW_TEMPLATE.format(trait=trait, description=description, items=lines)
+
+
+def _lines(items: Iterable[str]) -> str:
+    return "\n".join(items) or "(none)"
 
 
 RUBRICS: dict[str, Rubric] = {
