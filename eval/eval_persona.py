@@ -58,15 +58,17 @@ def eval_batched(
         JudgeError: judge calls that failed, after all others were scored and stored.
     """
     from eval.sweep import Setting, Study
-    from eval.sweep_answers import Sampling, answered, failure_line
+    from eval.sweep_answers import Sampling, answered
     from judge import JudgeError, JudgeOptions
+    from persona_vectors.judging import failure_line
 
     study = Study("", Path(), list(questions), [Setting(steering=steering)])
     judge = JudgeOptions(max_concurrent=max_concurrent_judges)
     how = Sampling(n_per_question, max_tokens, seed, overwrite, progress, judge=judge)
     [[found]] = answered(engine, store, [study], how)
     if found.failures:
-        raise JudgeError(failure_line(found.failures), dict(enumerate(found.failures)))
+        failures = dict(enumerate(found.failures))
+        raise JudgeError(failure_line(failures, len(found.table) * len(questions[0].judge_prompts)), failures)
     return found.table
 
 
@@ -144,7 +146,7 @@ def main(
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.sweep import Grid, check_grid, check_placeholder, several
-    from judge import JudgeOptions, check_judge
+    from judge import JudgeOptions, check_judge, is_local_judge
     from persona_vectors.models import resolve_model
 
     grid = Grid(several(coef), several(layer), several(vector_path), steering_type, several(control), n_random, seed)
@@ -167,6 +169,8 @@ def main(
 
     engine = Engine(model, dtype, device_map)
     how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge, together=batch_process)
+    if batch_process and not is_local_judge(judge_model):
+        how = replace(how, on_estimate=lambda name, takes: _say([f"judging {name}: {takes.line()}"]))
     with Store() as store:
         if coef_unit == "norm":
             studies, records = _in_norm_units(engine, store, studies, records, overwrite)
@@ -262,13 +266,14 @@ def _report(study: Study, found: Sequence[Answered], findings: dict[str, Any]) -
 
 def _check_scores(studies: Sequence[Study], found: Sequence[Sequence[Answered]]) -> None:
     """Says, with an error, what the tables lack: judge calls that failed, and a judge that gave no score at all."""
-    from eval.sweep_answers import failure_line
+    from persona_vectors.judging import failure_line
 
-    failures = [why for settings in found for one in settings for why in one.failures]
+    failures = dict(enumerate(why for settings in found for one in settings for why in one.failures))
     if failures:
+        total = sum(2 * len(one.table) for settings in found for one in settings)  # trait and coherence
         paths = ", ".join(str(study.path) for study in studies)
         raise cli.Unfinished(
-            f"{failure_line(failures)}; these scores are empty in {paths}: run the same command again for the rest"
+            f"{failure_line(failures, total)}: run the same command again; until then {paths} has gaps"
         )
     for study, settings in zip(studies, found, strict=True):
         names = (study.trait, "coherence")

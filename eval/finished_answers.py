@@ -75,7 +75,7 @@ def answers_of(
 
     def keep(rows: Sequence[int], texts: Sequence[str]) -> None:
         finished = {keys[todo[row]]: text for row, text in zip(rows, texts, strict=True)}
-        store.put_many(finished, kind="answer")
+        store.put_many(finished, kind="answer", source=engine.name)
         known.update(finished)
 
     if todo:

@@ -32,7 +32,7 @@ def norms_of(
     if todo:
         read = residual_norms(engine.model, engine.tokenizer, texts, todo)
         found = {keys[layer]: norm for layer, norm in read.items()}
-        store.put_many(found, kind="residual_norm")
+        store.put_many(found, kind="residual_norm", source=engine.name)
         known |= found
     return {layer: known[key] for layer, key in keys.items()}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.finished_answers import Engine, answers_of
-from eval.finished_scores import scores_of
-from eval.questions import Question
+from eval.finished_scores import Estimate, scores_of
 from eval.sweep import Setting, Study
 from judge import JudgeError, JudgeOptions
 from persona_vectors.responses import PromptRow, response_table
@@ -19,8 +18,6 @@ from persona_vectors.tokens import render_prompt
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
-
-Items = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Sampling:
     progress: bool = True
     together: bool = True
     judge: JudgeOptions = field(default_factory=JudgeOptions)
+    on_estimate: Callable[[str, Estimate], None] | None = None  # before each judging: of which score, and what it takes
 
 
 @dataclass(frozen=True)
@@ -152,44 +150,33 @@ def _sample(engine: Engine, store: Store, group: Group, how: Sampling, before_sa
 
 
 def _score(store: Store, group: Group, how: Sampling) -> None:
-    """Scores the group's answers by every judge prompt of their study."""
+    """Scores the group's answers by every judge prompt of their study; calls that fail leave gaps that are named."""
     if not group:
         return
     jobs = [(part, place) for part, places in group for place in places]
     items = [(part.rows[place].question, part.answers[place]) for part, place in jobs]
     question = group[0][0].study.questions[0]
     for name, template in question.judge_prompts.items():
-        progress = f"judging {name}" if how.progress and how.together else None
-        found, failed = _scores_or_gaps(question, template, items, store, how, progress)
-        for (part, place), score, item in zip(jobs, found, items, strict=True):
+        failed: dict[int, str] = {}
+        try:
+            found = scores_of(
+                question.judge,
+                template,
+                items,
+                store=store,
+                eval_type=question.judge_eval_type,
+                options=how.judge,
+                overwrite=how.overwrite,
+                progress=f"judging {name}" if how.progress and how.together else None,
+                on_estimate=partial(how.on_estimate, name) if how.on_estimate is not None else None,
+            )
+        except JudgeError as error:
+            found, failed = error.scores, error.failures
+        for row, ((part, place), score) in enumerate(zip(jobs, found, strict=True)):
             part.scores[name][place] = score
-            if item in failed:
-                part.failures.append(failed[item])
-
-
-def _scores_or_gaps(
-    question: Question, template: str, items: Items, store: Store, how: Sampling, progress: str | None
-) -> tuple[list[float | None], dict[tuple[str, str], str]]:
-    """The scores, None where the judge gave none or its call failed; and why for each item whose call failed."""
-
-    def ask(asked: Items, overwrite: bool, bar: str | None) -> list[float | None]:
-        options = {"eval_type": question.judge_eval_type, "options": how.judge}
-        return scores_of(question.judge, template, asked, store=store, overwrite=overwrite, progress=bar, **options)
-
-    try:
-        return ask(items, how.overwrite, progress), {}
-    except JudgeError as error:
-        failed = {items[row]: why for row, why in error.failures.items()}
-    scored = [item for item in items if item not in failed]
-    known = dict(zip(scored, ask(scored, False, None), strict=True))  # all of them are in the store now
-    return [known.get(item) for item in items], failed
+            if row in failed:
+                part.failures.append(failed[row])
 
 
 def _table(part: _Part) -> pd.DataFrame:
     return response_table(part.rows, part.prompts, part.answers, part.scores)
-
-
-def failure_line(failures: Sequence[str]) -> str:
-    """`12 judge calls failed: 10 x timed out; 2 x ...`."""
-    reasons = "; ".join(f"{count} x {why}" for why, count in Counter(failures).most_common(3))
-    return f"{len(failures)} judge call{'s' * (len(failures) > 1)} failed: {reasons}"

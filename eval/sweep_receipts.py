@@ -44,7 +44,7 @@ class Receipts:
         found = take_receipts(self.engine.model, self.engine.tokenizer, self.prompt, steerings)
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
         self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(self.settings, found, strict=True)}
-        self.store.put_many(self.known, kind="receipt")
+        self.store.put_many(self.known, kind="receipt", source=self.engine.name)
         self.now = True
         return lines(self._named(self.settings))
 
@@ -68,7 +68,7 @@ class Receipts:
 
     def _named(self, settings: Sequence[Setting]) -> list[dict[str, Any]]:
         return [
-            {"vector": setting.vector, "control": setting.control, **self.known[key]}
+            {"vector": setting.vector, "control": setting.control, "matched": setting.matched, **self.known[key]}
             for setting in settings
             if (key := self.keys[id(setting)]) in self.known
         ]
@@ -79,18 +79,18 @@ def _described(setting: Setting) -> dict[str, Any]:
 
 
 def lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each vector and layer, and one for the random directions of a layer."""
-    groups: dict[tuple[str, bool, int], list[dict[str, Any]]] = {}
+    """A line for each vector and layer, and one for the random directions beside it."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for receipt in receipts:
-        key = (receipt["vector"], bool(receipt["control"]), receipt["layer"])
+        key = (receipt["vector"], receipt["matched"], receipt["layer"])
         groups.setdefault(key, []).append(receipt)
     return [_line(name, found) for name, found in groups.items()]
 
 
-def _line(key: tuple[str, bool, int], found: Sequence[dict[str, Any]]) -> str:
-    vector, is_random, layer = key
-    n_directions = len({receipt["control"] for receipt in found})
-    name = f"{n_directions} random directions" if is_random else Path(vector).name
+def _line(key: tuple[str, str, int], found: Sequence[dict[str, Any]]) -> str:
+    vector, matched, layer = key
+    n_random = len({receipt["control"] for receipt in found})
+    name = f"{n_random} random, of {Path(matched).name}'s norm," if matched else Path(vector).name
     coefs = _each(f"{receipt['coef']:g}" for receipt in found)
     added = _each(f"{receipt['prefill'] or receipt['decode']:.3g}" for receipt in found)
     share = _each(f"{receipt['expected'] / receipt['hidden_norm']:.2g}" for receipt in found)

@@ -252,6 +252,43 @@ def test_numbers_out_of_range(fails):
     assert "threshold" in fails(generate_vec, threshold="101").line
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"coef": "1 0.5 1.0"}, "--coef has 1 twice"),
+        ({"coef": "nan"}, "--coef expects float"),
+        ({"coef": "1 inf"}, "--coef expects float"),
+        ({"layer": "1 2 1"}, "--layer has 1 twice"),
+        ({"layer": "1 3"}, "layer 3"),
+        ({"vector_path": "good.pt good.pt"}, "--vector_path has good.pt twice"),
+        ({"vector_path": "good.pt wide.pt"}, "made from this model"),
+        ({"vector_path": "good.pt gone.pt"}, "no vector file at gone.pt"),
+        ({"vector_path": "{traits}.pt"}, "no vector file at {traits}.pt"),
+        ({"coef": "0", "control": "random"}, "--control random needs a steering"),
+        ({"control": "randm"}, "--control expects random|prompt"),
+        ({"control": "random random"}, "--control has random twice"),
+        ({"control": "random", "n_random": "0"}, "--n_random must be at least 1"),
+        ({"control": "prompt", "persona_instruction_type": "pos"}, "leave out --persona_instruction_type pos"),
+        ({"trait": "./evil.json ./evil2.json"}, "2 traits need {trait} in --output_path"),
+        ({"trait": "./evil.json ./evil.json", "output_path": "{trait}.csv"}, "--trait has evil twice"),
+        ({"coef_unit": "norms"}, "did you mean norm?"),
+        ({"min_coherence": "101"}, "--min_coherence must lie between 0 and 100"),
+        ({"output_path": "good.pt", "overwrite": "True"}, "is a vector file and would be replaced"),
+        ({"judge_samples": "3"}, "need --judge_mode text"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense(fails, changes, said):
+    assert said in fails(eval_persona, **changes).line
+
+
+def test_a_sweep_without_a_mistake_reaches_the_model(fails, here):
+    (here / "evil_of.pt").write_bytes((here / "good.pt").read_bytes())
+    for output in ({}, {"one_file_per_setting": "True"}):
+        lists = {"coef": "0 1 -2", "layer": "1 2", "vector_path": "{trait}_of.pt good.pt", "control": "random prompt"}
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            fails(eval_persona, **lists, **output)
+
+
 @pytest.mark.parametrize("command", [["-m", "eval.eval_persona"], ["generate_vec.py"], ["-m", "eval.cal_projection"]])
 def test_as_a_process(command):
     result = subprocess.run([sys.executable, *command, "--zzz", "1"], capture_output=True, text=True, cwd=ROOT)
