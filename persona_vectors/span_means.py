@@ -126,10 +126,10 @@ def _select(cache: DynamicCache, rows: Int[Tensor, " batch"], columns: Int[Tenso
     from transformers import DynamicCache
 
     selected = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        for_device = layer.keys.device  # pyright: ignore[reportOptionalMemberAccess]
-        at = rows.to(for_device)[:, None], slice(None), columns.to(for_device)
-        keys, values = (states[at].transpose(1, 2) for states in (layer.keys, layer.values))  # pyright: ignore
+    layers: list[Any] = cache.layers
+    for index, layer in enumerate(layers):
+        at = rows.to(layer.keys.device)[:, None], slice(None), columns.to(layer.keys.device)
+        keys, values = layer.keys[at].transpose(1, 2), layer.values[at].transpose(1, 2)  # (batch, heads, width, d_head)
         selected.update(keys, values, index)
     return selected
 
