@@ -172,8 +172,8 @@ class Flight:
         """Prefills the rows, takes their first tokens, and puts them behind those in flight."""
         ids, mask = (x.to(self.device) for x in pad_batch([self.prompts[row] for row in rows], self.pad_id, "left"))
         slots = self.kind == "slots"
-        config = unwrap(self.model).config
-        cache = DynamicCache() if slots else DynamicCache(config=config)  # type: ignore[arg-type]
+        config: Any = unwrap(self.model).config
+        cache: Any = DynamicCache() if slots else DynamicCache(config=config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with self.steer(rows):
             logits = self._forward(ids, mask, positions, cache)

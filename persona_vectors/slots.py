@@ -85,7 +85,7 @@ def _grouped_sdpa(
 
 def slot_cache(n_layers: int) -> DynamicCache:
     """An empty cache whose layers are `SlotLayer`s."""
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     cache.layers = [SlotLayer() for _ in range(n_layers)]
     cache.layer_class_to_replicate = None
     return cache

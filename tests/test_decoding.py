@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def test_grouped_attention_changes_no_logits_and_is_taken_back(architecture):
 
 
 def test_cache_bytes_are_those_of_a_filled_cache():
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     MODEL(input_ids=torch.ones(1, 7, dtype=torch.long), past_key_values=cache)
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert cache_bytes(MODEL) * 7 == held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,7 +31,7 @@ def chat():
     return tiny_model("qwen2"), tokenizer, prompts
 
 
-def run(chat, rows=range(4), **options):
+def run(chat, rows: Sequence[int] = range(4), **options):
     model, tokenizer, prompts = chat
     options = {"max_tokens": 12, "temperature": 1.0, "streams": [(0, row) for row in rows]} | options
     return sample_answers(model, tokenizer, [prompts[row] for row in rows], **options)
