@@ -7,6 +7,7 @@ python generate_vec.py --model_name models/tiny-persona --trait impolite --save_
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,8 +76,9 @@ def main(
     record = {"arguments": arguments} | _origin(model_name, model, {"pos": pos_path, "neg": neg_path})
     paths = save_vectors(save_dir, trait, extraction.vectors, record, counts, contrast)
     if quality:
+        about = {"trait": trait, "contrast": contrast, "pairs": asdict(counts)}
         questions = pairs["question_index"].iloc[keep].tolist()
-        paths += _report(extraction, questions, counts.n_kept, seed, {"trait": trait, "contrast": contrast} | record)
+        paths += _report(extraction, questions, counts.n_kept, seed, about | record)
     else:
         print(_norms(extraction.vectors["response_avg"]))
     print("saved " + ", ".join(str(path) for path in paths))

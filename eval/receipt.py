@@ -54,8 +54,9 @@ class Receipt:
             `positions` names none of them (prompt, in decoding).
         relative_error: the largest |added - coef * vector| / |coef * vector| of a steered token.
         tolerance: what rounding to `dtype` can make of that at most.
-        hidden_norm: mean norm of the unsteered hidden states where it is added, leaving the prompt's first token out
-            where there are others: many models park a norm there that is far from all others.
+        hidden_norm: mean norm of the unsteered hidden states where it is added, without the first of several: many
+            models park a norm far from all others at the prompt's first token, and some at its last, which for
+            `response` leaves the first answer token.
         n_prompt_tokens: tokens of the prompt it was measured on.
         dtype: of the hidden states.
     """
@@ -238,10 +239,11 @@ def _receipt(row: int, steering: Steering, plain: Sequence[_Reading], steered: S
             error, bound, along[step] = _compare(steering, step, before, after, push)
             errors.append(error)
             bounds.append(bound)
-            spare_first = step == "prefill" and len(where) > 1
-            norms.append(
-                reference.before[row][where & (torch.arange(len(where)) >= int(spare_first))].float().norm(dim=-1)
-            )
+            norms.append(reference.before[row][where].float().norm(dim=-1))
+    if len(norms[0]) > 1:
+        norms[0] = norms[0][1:]
+    elif len(norms) > 1:
+        norms = norms[1:]
     return Receipt(
         layer=steering.layer,
         coef=float(steering.coef),

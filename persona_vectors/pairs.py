@@ -129,7 +129,7 @@ def _check_contrast(pos: pd.DataFrame, neg: pd.DataFrame, contrast: Contrast) ->
     """Refuses a neg side whose ids contradict the contrast; a pos side without instructions cannot be checked."""
     if contrast not in get_args(Contrast):
         raise ValueError(f"contrast {contrast!r} is unknown; expected {' or '.join(get_args(Contrast))}")
-    instructed = neg["instruction"] >= 0
+    instructed = np.asarray(neg["instruction"]) >= 0
     if instructed.any() and not instructed.all():
         raise ValueError(
             f"the neg table mixes {int(instructed.sum())} rows under neg instructions with {int((~instructed).sum())} "
@@ -140,7 +140,7 @@ def _check_contrast(pos: pd.DataFrame, neg: pd.DataFrame, contrast: Contrast) ->
             "--contrast pos_neutral, but the neg table was sampled under neg instructions; leave --contrast out, or "
             "sample without --persona_instruction_type"
         )
-    if contrast == "pos_neg" and not instructed.any() and (pos["instruction"] >= 0).any():
+    if contrast == "pos_neg" and not instructed.any() and (np.asarray(pos["instruction"]) >= 0).any():
         raise ValueError(
             "the neg table was sampled without neg instructions (ids <trait>_<i>); pass --contrast pos_neutral, or "
             "sample it with --persona_instruction_type neg"

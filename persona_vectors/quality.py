@@ -44,7 +44,7 @@ HOW = {
     "random, 2000 times; with k questions it cannot fall below about 2 / 2^k. Two prompts that change the activations "
     "at all make it small: it is no sign of the trait",
     "auc": "held out: 5 folds by question, direction refit on the others; 95% interval from resampling questions with "
-    "the folds' directions as they are",
+    "the folds' directions as they are (no width where every answer is told apart, which is no certainty)",
     "auc_random": "the same for isotropic random directions, oriented on the training folds: mean and 95th percentile. "
     "An AUC says something about the vector only above it",
     "auc_in_sample": "of the saved vector on the pairs it was made from: circular, shown to be seen as such",
@@ -162,7 +162,8 @@ def vector_quality(
 
         shape = _shape(vectors, layer, float(residual_norms[layer]))
         statistics = _statistics(vectors["response_avg"][layer], pos[:, layer], neg[:, layer], questions, seed, told)
-        layers.append(LayerQuality(layer=layer, **shape, **statistics))
+        norm = float(vectors["response_avg"][layer].norm())
+        layers.append(LayerQuality(layer=layer, norm=norm, **shape, **statistics))
     return Quality(
         layers=layers,
         n_kept=len(pos) if n_kept is None else n_kept,
@@ -174,12 +175,11 @@ def vector_quality(
 
 
 def _shape(vectors: Mapping[str, Tensor], layer: int, residual_norm: float) -> dict[str, float | None]:
-    """Norms and cosines of one layer's vectors."""
+    """Relative norm and cosines of one layer's vectors."""
     response = vectors["response_avg"]
     others = [vectors[span][layer] if span in vectors else None for span in ("prompt_avg", "prompt_last")]
     norm = float(response[layer].norm())
     return {
-        "norm": norm,
         "relative_norm": norm / residual_norm if residual_norm else None,
         "cosine_next": _cosine(response[layer], response[layer + 1] if layer + 1 < len(response) else None),
         "cosine_prompt_avg": _cosine(response[layer], others[0]),
@@ -280,6 +280,8 @@ def _notes(quality: Quality) -> list[str]:
     if "auc" not in quality.missing:
         where = f"layer{'s' * (len(beating) > 1)} {', '.join(map(str, beating))}" if beating else "no layer"
         notes.append(f"held-out AUC above the 95th percentile of random directions at {where}")
+    if quality.layers[0].beats_random:
+        notes.append("layer 0 is the words alone: what separates there needs no trait further up to explain it")
     return notes
 
 

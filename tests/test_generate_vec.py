@@ -79,6 +79,7 @@ def test_the_quality_report_stands_beside_the_vectors(arguments, tmp_path, capsy
     vectors = load_vectors(folder / "evil_response_avg_diff.pt")
     assert [layer["norm"] for layer in report["layers"]] == pytest.approx(vectors.norm(dim=-1).tolist(), rel=1e-5)
     assert (report["n_kept"], report["n_read"], report["n_questions"], report["seed"]) == (2, 2, 2, 0)
+    assert report["pairs"]["n_pairs"] == 3 and report["pairs"]["n_kept"] == 2
     assert report["contrast"] == "pos_neg" and report["arguments"]["threshold"] == 50 and report["how"]["auc"]
     assert Image.open(folder / "evil_quality.png").size[0] > 600
     assert str(folder / "evil_quality.json") in printed and str(folder / "evil_quality.png") in printed
