@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,25 +209,35 @@ def norm_figures(files: Sequence[Vectors]) -> list[Figure]:
     return figures
 
 
+def quality_layers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a quality report, one a layer."""
+    layers = report.get("layers")
+    return [row for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
+
+
 def quality_figure(report: dict[str, Any]) -> Figure | None:
-    """What the quality report has one number a layer of, between -1 and 1: cosines and AUCs."""
-    lines = {
-        name: values for name, values in _lists(report) if -1.001 <= np.nanmin(values) and np.nanmax(values) <= 1.001
-    }
-    if not lines:
+    """Split-half cosine and held-out AUC by layer, with the AUC of random directions beside it."""
+    rows = quality_layers(report)
+    xs = _column(rows, "layer")
+    series, legend = [], []
+    for name, look, text in (
+        ("auc_random", "random", "AUC of random directions"),
+        ("split_half_corrected", "s1", "split-half cosine (Spearman-Brown)"),
+        ("auc", "s0", "AUC on held-out questions, 95% interval"),
+    ):
+        ys = _column(rows, name)
+        if np.isfinite(ys).any():
+            around = (_column(rows, "auc_low"), _column(rows, "auc_high")) if name == "auc" else ((), ())
+            series.append(Series(text, xs, ys, *around, look))
+            legend.append((look, text))
+    if not series or not np.isfinite(xs).any():
         return None
-    shown = list(zip(LOOKS, lines.items(), strict=False))
-    series = [Series(visible(name), range(len(values)), values, (), (), look) for look, (name, values) in shown]
-    svg = chart(series, "layer", "cosine or AUC", "quality of the vectors by layer", whole_x=True)
-    return Figure("By layer", [("", svg)], [(look, name) for look, (name, _) in shown])
+    low = min([0.0, *(float(np.nanmin(one.ys)) for one in series)])
+    label = "quality of the vectors by layer"
+    svg = chart(series, "layer", "cosine or AUC", label, ylim=(low - 0.03, 1.03), whole_x=True)
+    return Figure("How well the direction repeats itself and separates unseen answers, by layer", [("", svg)], legend)
 
 
-def _lists(value: Any, name: str = "") -> Iterable[tuple[str, np.ndarray]]:
-    """Every list of two or more numbers in nested objects, by the names on the way to it."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _lists(item, f"{name} {key}".strip())
-    elif isinstance(value, list) and len(value) > 1 and all(isinstance(v, (int, float)) or v is None for v in value):
-        numbers = np.array([np.nan if v is None else float(v) for v in value])
-        if np.isfinite(numbers).any():
-            yield name, numbers
+def _column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    values = [row.get(name) for row in rows]
+    return np.array([float(v) if isinstance(v, (int, float)) else np.nan for v in values])

@@ -18,6 +18,7 @@ from eval.results_figures import (
     projected_figures,
     projection_figures,
     quality_figure,
+    quality_layers,
     steering_figure,
 )
 from persona_vectors.page_plots import swatch
@@ -40,7 +41,7 @@ def render_results(inputs: Inputs, title: str, provenance: Sequence[tuple[str, s
             studies=[_study(study, budget) for study in found],
             norms=norm_figures(inputs.vectors),
             vectors=[_vector_row(vectors) for vectors in inputs.vectors],
-            qualities=[(name, quality_figure(report), flat(report)) for name, report in inputs.qualities],
+            qualities=[_quality(name, report) for name, report in inputs.qualities],
             projected=[(one.name, projected_figures(one.columns)) for one in inputs.projected],
             skipped=inputs.skipped,
             provenance=provenance,
@@ -149,6 +150,19 @@ def _range(means: Sequence[float]) -> str:
     if not there:
         return "not scored"
     return f"{np.mean(there):.1f} ({min(there):.1f} to {max(there):.1f})"
+
+
+def _quality(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """A quality report's figure, its table by layer, and what else it says."""
+    layers = quality_layers(report)
+    columns = list(dict.fromkeys(key for row in layers for key in row))
+    return {
+        "name": name,
+        "figure": quality_figure(report),
+        "columns": columns,
+        "layers": [[_short(row.get(key, "")) for key in columns] for row in layers],
+        "rest": flat({key: value for key, value in report.items() if key != "layers" or not layers}),
+    }
 
 
 def _vector_row(vectors: Any) -> dict[str, str]:

@@ -77,7 +77,8 @@ def folder(tmp_path):
         settings = {"version": "extract", "persona_instruction_type": pole, "coef": 0.0}
         put(tmp_path / "extract" / f"evil_{pole}_instruct.csv", side, **settings)
     save_vectors(tmp_path / "vectors", "evil", {"response_avg": torch.arange(1.0, 9.0).view(4, 2)}, {"model": "chat"})
-    quality = {"layers": {"split_half": [0.1, 0.5, 0.9, 0.8], "auc": [0.5, 0.9, 0.95, 0.9]}, "n_kept": 40}
+    layers = [{"layer": i, "auc": 0.9, "auc_low": 0.8, "auc_high": 0.97, "auc_random": None} for i in range(4)]
+    quality = {"layers": layers, "n_kept": 40}
     (tmp_path / "vectors" / "evil_quality.json").write_text(json.dumps(quality))
     return tmp_path
 
