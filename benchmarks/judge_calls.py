@@ -175,12 +175,19 @@ def duplicates(n_distinct: int, max_concurrent: int, faults: dict[str, Any]) -> 
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder) / "store.sqlite") as store,
     ):
-        score(server.url, pairs, store, max_concurrent)
+        first = score(server.url, pairs, store, max_concurrent)
         cold = server.n_requests()
         warm = score(server.url, pairs, store, max_concurrent)
         again = server.n_requests() - cold
-    figures = {"n_items": len(pairs), "cold": cold, "warm": again, "warm_seconds": round(warm.wall, 3)}
-    print(f"duplicates: {len(pairs)} items, half of them twice: {cold} requests; the same again: {again}")
+    figures = {
+        "n_items": len(pairs),
+        "cold": cold,
+        "warm": again,
+        "n_failed": len(first.failures),
+        "warm_seconds": round(warm.wall, 3),
+    }
+    print(f"duplicates: {len(pairs)} items, each twice: {cold} requests (one may be the probe for whole numbers),")
+    print(f"  {len(first.failures)} failed; the same again: {again}")
     return figures
 
 
