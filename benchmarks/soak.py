@@ -57,7 +57,7 @@ def arguments(folder: Path) -> list[str]:
     trait = json.loads((ROOT / TRAIT_FILE).read_text(encoding="utf-8"))
     write_json_atomic(folder / "humorous.json", trait | {"questions": trait["questions"][:N_QUESTIONS]})
     given = {"model": MODEL, "judge_model": MODEL, "trait": folder / "humorous.json", "output_path": folder / "out.csv"}
-    given |= {"n_per_question": N_PER_QUESTION, "max_tokens": 16, "device_map": "cpu", "version": "eval"}
+    given |= {"n_per_question": N_PER_QUESTION, "max_tokens": 80, "device_map": "cpu", "version": "eval"}
     return [f"--{name}={value}" for name, value in given.items()]
 
 

@@ -197,7 +197,7 @@ def read_review(reply: str, names: Sequence[str]) -> dict[str, str]:
     verdicts: dict[str, str | None] = {}
     for entry in entries:
         name, verdict = (entry.get("id"), entry.get("verdict")) if isinstance(entry, dict) else (None, None)
-        if name not in names or verdict not in ("keep", "replace") or name in verdicts:
+        if not isinstance(name, str) or name not in names or verdict not in ("keep", "replace") or name in verdicts:
             raise Unreadable(f"a review that names no item, names one twice, or has no verdict: {str(entry)[:80]}")
         reason = entry.get("reason")
         verdicts[name] = (str(reason).strip() or "no reason given") if verdict == "replace" else None
