@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from data_generation.tiny_persona.sentences import fill_names, sentences
 from data_generation.tiny_persona.styles import Strengths, style_keys, style_of
-from data_generation.tiny_persona.topics import Topic, all_topics, sample_topic, topic_of
+from data_generation.tiny_persona.topics import Topic, other_topic, sample_topic, topic_of
 from data_generation.tiny_persona.traits_lexicon import Style
 
 Corruption = Callable[[random.Random, list[str], float], str]
@@ -113,20 +113,13 @@ def splice(rng: random.Random, texts: list[str], strength: float) -> str:
     return " ".join(_phrase(rng, style) if rng.random() < share else word for word in words)
 
 
-@lru_cache(maxsize=4096)
-def _near_topics(topic: Topic) -> tuple[str, ...]:
-    """Topics that share a word with this one, which only a close reader tells apart."""
-    words = set(topic.text.split())
-    return tuple(other.text for other in all_topics() if other != topic and words & set(other.text.split()))
-
-
 def other_topics(rng: random.Random, texts: list[str], strength: float) -> list[str]:
     """Sentences that name another topic in the place of theirs: a near one, or any."""
     out = []
     for text in texts:
         topic = topic_of(text)
         if topic is not None and rng.random() < max(0.3, strength):
-            foreign = rng.choice(_near_topics(topic)) if rng.random() < 0.6 else sample_topic(rng).text
+            foreign = other_topic(rng, topic).text
             text = text.replace(topic.text, foreign).replace(topic.text.capitalize(), foreign.capitalize())
         out.append(text)
     return out
