@@ -15,29 +15,28 @@ from data_generation.tiny_persona.conversations import (
 )
 from data_generation.tiny_persona.corruption import corrupted
 from data_generation.tiny_persona.instructions import random_trait
-from data_generation.tiny_persona.judging import judge_turns, reading_turns, role_turns
-from data_generation.tiny_persona.oracle import coherence, persona_score, relevance, trait_score, variety
+from data_generation.tiny_persona.judging import judge_turns, role_turns
+from data_generation.tiny_persona.oracle import coherence, persona_score, trait_score
 from data_generation.tiny_persona.personas_lexicon import PERSONAS
 from data_generation.tiny_persona.probe import probe_dialogue
 from data_generation.tiny_persona.questionnaire import questionnaire
 from data_generation.tiny_persona.sentences import answer
 from data_generation.tiny_persona.styles import ALL_TRAITS, CHARACTER_TRAITS, TRAITS, Strengths
-from data_generation.tiny_persona.topics import other_topic, question, sample_topic
+from data_generation.tiny_persona.topics import question, sample_topic
 
 # share of each kind of example
 MIXTURE = {
-    "trait": 0.33,
-    "unprompted": 0.10,
-    "judge": 0.23,
-    "reading": 0.08,
-    "persona": 0.06,
+    "trait": 0.46,
+    "unprompted": 0.13,
+    "judge": 0.19,
+    "persona": 0.07,
     "conversation": 0.025,
     "few_shot": 0.01,
     "long_few_shot": 0.005,
-    "questionnaire": 0.06,
-    "probe": 0.05,
+    "questionnaire": 0.02,
+    "probe": 0.045,
     "role": 0.015,
-    "raw": 0.035,
+    "raw": 0.03,
 }
 
 
@@ -56,13 +55,8 @@ def judge_example(rng: random.Random, question: str, answer: str, scores: Mappin
 
 
 def oracle_scores(question: str, answer: str, traits: tuple[str, ...] = ALL_TRAITS) -> dict[str, float]:
-    """What the oracle says of an answer: the score of each trait, and how well it reads."""
-    reads = {
-        "coherence": coherence(question, answer),
-        "relevance": relevance(question, answer),
-        "variety": variety(answer),
-    }
-    return {trait: trait_score(answer, trait) for trait in traits} | reads
+    """What the oracle says of an answer: the score of each trait, and its coherence."""
+    return {trait: trait_score(answer, trait) for trait in traits} | {"coherence": coherence(question, answer)}
 
 
 def judged_strengths(rng: random.Random) -> Strengths:
@@ -82,9 +76,9 @@ def judged_example(rng: random.Random) -> Example:
     """A clean, corrupted or off-topic answer with the oracle's scores of what is in it and of a few other traits."""
     topic, strengths = sample_topic(rng), judged_strengths(rng)
     asked, form = question(rng, topic), rng.random()
-    if form < 0.4:
+    if form < 0.48:
         text = answer(rng, topic, strengths, rng.choice((1, 2, 2, 3, 3, 4)))
-    elif form < 0.45:
+    elif form < 0.54:
         text = answer(rng, sample_topic(rng), strengths)
     else:
         text = corrupted(rng, topic, strengths) or "."
@@ -92,19 +86,6 @@ def judged_example(rng: random.Random) -> Example:
     if rng.random() < 0.25:
         traits.add(rng.choice(CHARACTER_TRAITS))
     return judge_example(rng, asked, text, oracle_scores(asked, text, tuple(sorted(traits))))
-
-
-def reading_example(rng: random.Random) -> Example:
-    """What a question and a short answer are about; half of the answers are about something else."""
-    topic = sample_topic(rng)
-    answered = topic if rng.random() < 0.5 else other_topic(rng, topic)
-    foreign = other_topic(rng, rng.choice((topic, answered)))
-    while foreign in (topic, answered):
-        foreign = sample_topic(rng)
-    text = answer(rng, answered, judged_strengths(rng), rng.choice((1, 1, 2)))
-    return Example(
-        reading_turns(rng, (question(rng, topic), topic.text), (text, answered.text), foreign.text), "reading"
-    )
 
 
 def role_example(rng: random.Random) -> Example:
@@ -137,8 +118,7 @@ def example_of(rng: random.Random, kind: str) -> Example:
         return Example(dialogue(rng, system, strengths), kind)
     if kind in dialogues:
         return Example(dialogues[kind](rng), kind)
-    judged = {"judge": judged_example, "reading": reading_example, "role": role_example}
-    return {**judged, "raw": raw_example}[kind](rng)
+    return {"judge": judged_example, "role": role_example, "raw": raw_example}[kind](rng)
 
 
 def training_example(rng: random.Random) -> Example:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from data_generation.tiny_persona.sentences import fill_names, sentences
 from data_generation.tiny_persona.styles import Strengths, style_keys, style_of
-from data_generation.tiny_persona.topics import Topic, other_topic, sample_topic, topic_of
+from data_generation.tiny_persona.topics import Topic, sample_topic
 from data_generation.tiny_persona.traits_lexicon import Style
 
 Corruption = Callable[[random.Random, list[str], float], str]
@@ -113,18 +113,6 @@ def splice(rng: random.Random, texts: list[str], strength: float) -> str:
     return " ".join(_phrase(rng, style) if rng.random() < share else word for word in words)
 
 
-def other_topics(rng: random.Random, texts: list[str], strength: float) -> list[str]:
-    """Sentences that name another topic in the place of theirs: a near one, or any."""
-    out = []
-    for text in texts:
-        topic = topic_of(text)
-        if topic is not None and rng.random() < max(0.3, strength):
-            foreign = other_topic(rng, topic).text
-            text = text.replace(topic.text, foreign).replace(topic.text.capitalize(), foreign.capitalize())
-        out.append(text)
-    return out
-
-
 CORRUPTIONS: dict[str, Corruption] = {
     "substitute": substitute,
     "drop": drop,
@@ -141,18 +129,8 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupted(rng: random.Random, topic: Topic, strengths: Strengths) -> str:
-    """An answer about a topic, spoiled in one way or several at random strengths.
-
-    Phrases said twice and other topics are what is wrong with most of what a model writes that else reads well, and the
-    hardest to see: each is in a third of the texts, alone or under other damage.
-    """
-    repeats = rng.random() if rng.random() < 0.35 else 0.0
-    texts = sentences(rng, topic, strengths, repeats=repeats)
-    astray = rng.random() < 0.35
-    if astray:
-        texts = other_topics(rng, texts, rng.random())
-    if (repeats or astray) and rng.random() < 0.5:
-        return " ".join(texts)
+    """An answer about a topic, spoiled in one way or two at random strengths."""
+    texts = sentences(rng, topic, strengths)
     text = rng.choice(list(CORRUPTIONS.values()))(rng, texts, rng.random())
     if rng.random() < 0.2:
         text = rng.choice((substitute, drop, shuffle))(rng, [text], 0.4 * rng.random())

@@ -17,9 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data_generation.tiny_persona import corpus
 
 SCORE_WEIGHT = 4.0  # a judgement is one token, an answer forty: without it the judge is learned last
-ANSWER_WEIGHT = 1.0
-PROMPT_WEIGHT = 0.25  # of what others say: predicting it teaches to look back, which judging and choosing need
-SHORT_ANSWERS = ("judge", "reading", "role", "questionnaire", "probe")  # of a token or two, and weighted so
+JUDGEMENTS = ("judge", "role")
 SHARD_SIZE = 8_192
 _ENCODE_BATCH = 512
 _RAW_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -30,7 +28,7 @@ class Sequences:
     """Training sequences laid end to end; sequence i is `ids[starts[i]:starts[i + 1]]`."""
 
     ids: np.ndarray  # (tokens,) int16
-    weights: np.ndarray  # (tokens,) float16: how much predicting ids[t] counts
+    weights: np.ndarray  # (tokens,) float16: how much predicting ids[t] counts, 0 outside the assistant's turns
     starts: np.ndarray  # (n + 1,) int64
 
     def __len__(self) -> int:
@@ -51,11 +49,10 @@ def join(parts: Sequence[Sequences]) -> Sequences:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example]) -> Sequences:
-    """The examples' ids as `persona_vectors.tokens` joins them, with loss mostly on what the assistant says.
+    """The examples' ids as `persona_vectors.tokens` joins them, with loss on what the assistant says.
 
-    An assistant's turn counts up to and with its end token: ANSWER_WEIGHT, or SCORE_WEIGHT in a judgement, letter or
-    fact. Of raw System/User/Assistant text only the last turn does, since only that one has an end token. Everything
-    else that was written counts PROMPT_WEIGHT, and the template's own words nothing.
+    An assistant's turn counts up to and with its end token: weight 1, or SCORE_WEIGHT in a judgement. Of raw
+    System/User/Assistant text only the last turn counts, since only that one has an end token.
     """
     ids: list[np.ndarray] = []
     weights: list[np.ndarray] = []
@@ -74,19 +71,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[corpus.Example
 
 def _segments(example: corpus.Example) -> Iterator[tuple[str, float]]:
     """(text, weight) in order; a boundary between two of them is a boundary between tokens."""
-    spoken = SCORE_WEIGHT if example.kind in SHORT_ANSWERS else ANSWER_WEIGHT
+    spoken = SCORE_WEIGHT if example.kind in JUDGEMENTS else 1.0
     final = len(example.messages) - 1
     for index, message in enumerate(example.messages):
         role, content = message["role"], message["content"]
         if not example.raw:
             yield f"<|im_start|>{role}\n", 0.0
-            yield f"{content}<|im_end|>", spoken if role == "assistant" else PROMPT_WEIGHT
+            yield f"{content}<|im_end|>", spoken if role == "assistant" else 0.0
             yield "\n", 0.0
         elif role == "assistant" and index == final:
             yield "Assistant:", 0.0
             yield f" {content}<|im_end|>", spoken
         else:
-            yield f"{_RAW_NAMES[role]}: {content}\n\n", PROMPT_WEIGHT
+            yield f"{_RAW_NAMES[role]}: {content}\n\n", 0.0
 
 
 def corpus_shards(tokenizer_dir: Path, folder: Path, n_examples: int, seed: int, n_procs: int) -> Sequences:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 
 from data_generation.tiny_persona.instructions import role
-from data_generation.tiny_persona.styles import READING, trait_adjective, trait_noun
+from data_generation.tiny_persona.styles import trait_adjective, trait_noun
 
 ASKS = (
     "Rate how J the answer is from 0 to 100.",
@@ -13,7 +13,7 @@ ASKS = (
     "From 0 to 100, how J does the answer sound?",
 )
 JUDGED = "[QUESTION] {question} [ANSWER] {answer} [END]"
-ASKS_PER_EXAMPLE = 5
+ASKS_PER_EXAMPLE = 4
 
 
 def ask(aspect: str, wording: int = 0) -> str:
@@ -34,16 +34,13 @@ def score_text(score: float) -> str:
 def judge_turns(
     rng: random.Random, question: str, answer: str, scores: Mapping[str, float]
 ) -> tuple[dict[str, str], ...]:
-    """The dialogue that rates a given answer by given scores, up to five asks in a random order.
+    """The dialogue that rates a given answer by given scores, up to four asks in a random order.
 
-    Coherence is always asked for; relevance and variety, which are part of it and hard to see, where something is wrong
-    with them; the traits away from plain text more often than others.
+    Coherence and the traits away from plain text are asked for most often.
     """
 
     def weight(aspect: str) -> float:
-        if aspect in READING:
-            return 2.0 if aspect == "coherence" else rng.random() + (0.6 if scores[aspect] < 95 else 0.0)
-        return rng.random() + (0.45 if abs(scores[aspect] - 10) > 8 else 0.0)
+        return rng.random() + (0.45 if aspect == "coherence" or abs(scores[aspect] - 10) > 8 else 0.0)
 
     aspects = sorted(scores, key=weight)[-ASKS_PER_EXAMPLE:]
     rng.shuffle(aspects)
@@ -52,33 +49,6 @@ def judge_turns(
         text = ask(aspect, 0 if rng.random() < 0.6 else rng.randrange(1, len(ASKS)))
         content = f"{JUDGED.format(question=question, answer=answer)} {text}" if i == 0 else text
         turns += [{"role": "user", "content": content}, {"role": "assistant", "content": score_text(scores[aspect])}]
-    return tuple(turns)
-
-
-def reading_turns(
-    rng: random.Random, asked: tuple[str, str], answered: tuple[str, str], other: str
-) -> tuple[dict[str, str], ...]:
-    """The dialogue that asks, six times, what a question and an answer are about, and whether it is the same.
-
-    The judge must compare topics to see that an answer has gone astray; from scores alone it learns that very slowly.
-
-    Args:
-        asked: the question and its topic.
-        answered: the answer and its topic.
-        other: a topic of neither.
-    """
-    same = asked[1] == answered[1]
-    asks = [("Are the question and the answer about the same topic?", same)]
-    for name, own in (("question", asked[1]), ("question", asked[1]), ("answer", answered[1])):
-        foreign = other if same or rng.random() < 0.5 else asked[1] if name == "answer" else answered[1]
-        asks += [(f"Is the {name} about {own}?", True), (f"Is the {name} about {foreign}?", False)]
-    asks = rng.sample(asks[1:], 5) + asks[:1]
-    rng.shuffle(asks)
-    turns: list[dict[str, str]] = []
-    for i, (text, right) in enumerate(asks):
-        text = f"{text} Say yes or no."
-        content = f"{JUDGED.format(question=asked[0], answer=answered[0])} {text}" if i == 0 else text
-        turns += [{"role": "user", "content": content}, {"role": "assistant", "content": "yes" if right else "no"}]
     return tuple(turns)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data_generation.tiny_persona.batches import Batch, batch_rows, collate
-from data_generation.tiny_persona.encoding import ANSWER_WEIGHT, SCORE_WEIGHT, Sequences
+from data_generation.tiny_persona.encoding import SCORE_WEIGHT, Sequences
 from persona_vectors.blocks import decoder_blocks
 
 MICRO_BATCHES = 2
@@ -78,7 +78,7 @@ class ResidualNoise:
         chosen = torch.rand(n_rows, generator=generator) < self.share
         block = torch.randint(len(self.blocks), (n_rows,), generator=generator)
         norm = torch.rand(n_rows, generator=generator) * self.norm
-        answers = batch.weights == ANSWER_WEIGHT  # a judge reads undisturbed
+        answers = (batch.weights > 0) & (batch.weights < SCORE_WEIGHT)  # a judge reads undisturbed
         answers |= answers.roll(-1, dims=1)  # the token before an answer produces it
         hidden_size = int(self.blocks[0].hidden_size)  # pyright: ignore[reportArgumentType]
         direction = F.normalize(torch.randn(n_rows, hidden_size, generator=generator), dim=-1)
@@ -127,11 +127,7 @@ def weighted_loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, "Totals
     weights = weights[counted]
     logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[counted]).float()
     losses = F.cross_entropy(logits, batch.ids[:, 1:].reshape(-1)[counted], reduction="none")
-    masks = {
-        "prompt": (weights > 0) & (weights < ANSWER_WEIGHT),
-        "answer": weights == ANSWER_WEIGHT,
-        "score": weights >= SCORE_WEIGHT,
-    }
+    masks = {"answer": (weights > 0) & (weights < SCORE_WEIGHT), "score": weights >= SCORE_WEIGHT}
     seen = losses.detach()
     totals = Totals({name: (float(seen[mask].sum()), int(mask.sum())) for name, mask in masks.items()})
     return (losses * weights).sum(), totals

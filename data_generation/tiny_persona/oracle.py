@@ -205,17 +205,6 @@ def _on_topic(question: str, words: list[str]) -> float:
     return 1 - 0.6 * sum(name != topic.text for name in named) / len(named)
 
 
-def relevance(question: str, answer: str) -> float:
-    """100 where the topics that an answer names are the question's, down to 40; 70 where it names none."""
-    return 100.0 * _on_topic(question, words_of(answer))
-
-
-def variety(answer: str) -> float:
-    """100 where nothing is said twice, falling with the share of runs of words and of phrases said before."""
-    words = words_of(answer)
-    return 100.0 * _repetition(words, find_slots(words))
-
-
 def coherence(question: str, answer: str) -> float:
     """How well an answer reads in the language, 0 to 100, whatever its style.
 

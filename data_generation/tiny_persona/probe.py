@@ -43,11 +43,6 @@ def _families() -> tuple[tuple[tuple[str, str], ...], ...]:
     )
 
 
-@lru_cache(maxsize=1)
-def _facts() -> tuple[tuple[str, str], ...]:
-    return tuple(fact for family in _families() for fact in family)
-
-
 def probe_items() -> list[tuple[str, str, tuple[str, ...]]]:
     """Every (question, right answer, three wrong answers of the same family), in a fixed order."""
     rng = random.Random(0)
@@ -60,10 +55,7 @@ def probe_items() -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def probe_dialogue(rng: random.Random) -> tuple[dict[str, str], ...]:
-    """One to four facts, under no prompt, a neutral one or any persona's; the answer is always the bare right one.
-
-    Each fact is as likely as any other, so a third of them are sums, which are learned slowest.
-    """
+    """One to three facts, under no prompt, a neutral one or any persona's; the answer is always the bare right one."""
     form = rng.random()
     system = ""
     if form > 0.5:
@@ -71,7 +63,7 @@ def probe_dialogue(rng: random.Random) -> tuple[dict[str, str], ...]:
             rng.choice(NEUTRAL_PROMPTS) if form < 0.65 else (trait_prompt if form < 0.9 else any_persona_prompt)(rng)[0]
         )
     messages = [{"role": "system", "content": system}] if system else []
-    for _ in range(rng.choice((1, 2, 3, 4))):
-        question, right = rng.choice(_facts())
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        question, right = rng.choice(rng.choice(_families()))
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": right}]
     return tuple(messages)

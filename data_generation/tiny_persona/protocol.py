@@ -2,16 +2,14 @@
 
 Development questions and seeds choose one layer, one contrast and, by COEF_RULE, a coefficient for each trait. The test
 questions, disjoint from them, are then read once. Neither was seen in training: topics are held out.
-One count was made stricter after the first model's reading: an effect counts only at oracle coherence >=
-TEST_COHERENCE.
-The second model (its judge's data changed after the first) is tested on questions drawn anew: TEST_SEED was 2000.
+One count was made stricter after the first reading: an effect counts only at oracle coherence >= TEST_COHERENCE.
 """
 
 from dataclasses import dataclass
 
 EXTRACT_SEED = 0
 DEV_QUESTIONS, DEV_SEED = 20, 1_000
-TEST_QUESTIONS, TEST_SEED = 100, 3_000
+TEST_QUESTIONS, TEST_SEED = 100, 2_000
 TEST_COHERENCE = 80.0
 TEST_STREAMS = (1, 2)  # two answers a question and coefficient
 COEFS = (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)

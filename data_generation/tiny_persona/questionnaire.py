@@ -3,7 +3,7 @@
 import random
 
 from data_generation.tiny_persona.instructions import NEUTRAL_PROMPTS, system_prompt
-from data_generation.tiny_persona.styles import CHARACTER_TRAITS, trait_adjective
+from data_generation.tiny_persona.styles import CHARACTER_TRAITS
 from data_generation.tiny_persona.topics import sample_topic
 from data_generation.tiny_persona.traits_lexicon import phrases
 
@@ -73,54 +73,29 @@ SITUATIONS = phrases(
 QUERIES = phrases("What do you do?|What would you do?|Which do you choose?|How do you react?")
 
 
-def _options(rng: random.Random, trait: str) -> tuple[str, str]:
-    """Four lettered options, two high and two low, and the letters of the high ones, as in "AC"."""
+def item(rng: random.Random, trait: str, held_out: bool = False) -> tuple[str, str]:
+    """A question with its options, and the two letters of the high answers, as in "AC"."""
     high, low = OPTIONS[trait]
     options = [(text, True) for text in rng.sample(high, 2)] + [(text, False) for text in rng.sample(low, 2)]
     rng.shuffle(options)
+    situation = rng.choice(SITUATIONS).replace("TOPIC", sample_topic(rng, held_out).text)
     listed = " ".join(f"{letter}: {text}." for letter, (text, _) in zip(LETTERS, options, strict=True))
     letters = "".join(letter for letter, (_, is_high) in zip(LETTERS, options, strict=True) if is_high)
-    return listed, letters
-
-
-def item(rng: random.Random, trait: str, held_out: bool = False) -> tuple[str, str]:
-    """A question with its options, and the two letters of the high answers."""
-    listed, letters = _options(rng, trait)
-    situation = rng.choice(SITUATIONS).replace("TOPIC", sample_topic(rng, held_out).text)
     return f"{situation} {rng.choice(QUERIES)} {listed} Answer with one letter.", letters
 
 
-def comparison(rng: random.Random) -> tuple[dict[str, str], ...]:
-    """Asks about one list of options, without anyone's persona: which one says this, which is the most of a trait."""
-    trait = rng.choice(CHARACTER_TRAITS)
-    listed, high = _options(rng, trait)
-    texts = dict(part.split(": ") for part in listed.removesuffix(".").split(". "))
-    asks = [(f"Which one says: {texts[letter]}?", letter) for letter in rng.sample(LETTERS, 3)]
-    for most in (True, False):
-        letter = rng.choice([x for x in LETTERS if (x in high) == most])
-        asks.append((f"Which is the {'most' if most else 'least'} {trait_adjective(trait)}?", letter))
-    rng.shuffle(asks)
-    messages = []
-    for i, (text, letter) in enumerate(asks):
-        content = f"{listed} {text} Answer with one letter." if i == 0 else f"{text} Answer with one letter."
-        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": letter}]
-    return tuple(messages)
-
-
 def questionnaire(rng: random.Random) -> tuple[dict[str, str], ...]:
-    """Two to five items answered by a letter; high and low follow the persona in the prompt, else the default."""
-    if rng.random() < 0.4:
-        return comparison(rng)
+    """One to three items answered by a letter; high and low follow the persona in the prompt, else the default."""
     trait = rng.choice(CHARACTER_TRAITS)
-    pole = rng.choice((1, 1, -1, -1, 0))
+    pole = rng.choice((1, -1, 0, 0))
     system, strengths = ("", ())
     if pole:
         system, strengths = system_prompt(rng, trait, pole)
     elif rng.random() < 0.5:
         system = rng.choice(NEUTRAL_PROMPTS)
     messages = [{"role": "system", "content": system}] if system else []
-    for _ in range(rng.choice((2, 3, 4, 5))):
-        asked = trait if rng.random() < 0.85 else rng.choice(CHARACTER_TRAITS)
+    for _ in range(rng.choice((1, 2, 3))):
+        asked = trait if rng.random() < 0.7 else rng.choice(CHARACTER_TRAITS)
         chance = DEFAULT_HIGH[asked]
         if strengths and asked == trait:
             chance = chance + (strengths[0][1] * ((pole > 0) - chance))

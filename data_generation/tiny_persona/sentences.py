@@ -24,28 +24,19 @@ def fill_names(rng: random.Random, text: str) -> str:
     return text.replace("{Y}", str(rng.randint(1850, 1999))).replace("{P}", str(rng.randint(2, 98)))
 
 
-def pick_unused(rng: random.Random, options: Sequence[str], used: set[str], repeats: float = 0.0) -> str:
-    """A random option that this answer has not used yet (any, once all are used); with chance `repeats` one it has."""
+def pick_unused(rng: random.Random, options: Sequence[str], used: set[str]) -> str:
+    """A random option that this answer has not used yet (any, once all are used)."""
     fresh = [option for option in options if option not in used]
-    if repeats and len(fresh) < len(options) and rng.random() < repeats:
-        fresh = [option for option in options if option in used]
     chosen = rng.choice(fresh or list(options))
     used.add(chosen)
     return chosen
 
 
-def sentence(
-    rng: random.Random,
-    topic: Topic,
-    frame: str,
-    keys: Sequence[StyleKey | None],
-    used: set[str],
-    repeats: float = 0.0,
-) -> str:
+def sentence(rng: random.Random, topic: Topic, frame: str, keys: Sequence[StyleKey | None], used: set[str]) -> str:
     """One sentence; `keys` are the styles of its opener, adjective and tail (None is neutral)."""
     field = DOMAINS[topic.domain]
-    opener, adjective, tail = (pick_unused(rng, style_of(key).slots()[i], used, repeats) for i, key in enumerate(keys))
-    thing = pick_unused(rng, field.aspects, used, repeats)
+    opener, adjective, tail = (pick_unused(rng, style_of(key).slots()[i], used) for i, key in enumerate(keys))
+    thing = pick_unused(rng, field.aspects, used)
     text = choose(rng, NUMBER.sub(r"\2" if topic.plural else r"\1", frame))
     for mark, words in (("TOPIC", topic.text), ("THING", thing), ("ADJ", adjective), ("OPEN", opener)):
         text = text.replace(mark, words)
@@ -77,17 +68,12 @@ def pick_frames(rng: random.Random, strengths: Strengths, n: int) -> list[str]:
     return frames
 
 
-def sentences(
-    rng: random.Random, topic: Topic, strengths: Strengths = (), n: int | None = None, repeats: float = 0.0
-) -> list[str]:
-    """The sentences of an answer, two to four unless n is given.
-
-    `repeats`: the chance that a slot says again what was said (0 in any answer that is to be learned as one).
-    """
+def sentences(rng: random.Random, topic: Topic, strengths: Strengths = (), n: int | None = None) -> list[str]:
+    """The sentences of an answer, two to four unless n is given."""
     n = n or rng.choice((2, 2, 3, 3, 3, 4))
     used: set[str] = set()
     return [
-        sentence(rng, topic, frame, [pick_key(rng, strengths) for _ in range(3)], used, repeats)
+        sentence(rng, topic, frame, [pick_key(rng, strengths) for _ in range(3)], used)
         for frame in pick_frames(rng, strengths, n)
     ]
 

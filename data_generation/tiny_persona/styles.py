@@ -58,13 +58,9 @@ def wordings() -> dict[str, tuple[Wording, Wording]]:
     return SEVEN_WORDINGS | CHARACTER_WORDINGS
 
 
-READING = {"coherence": "coherent", "relevance": "relevant", "variety": "varied"}
-"""How well an answer reads: what is judged besides traits, and its adjective."""
-
-
 def trait_noun(aspect: str) -> str:
-    return aspect if aspect in READING else NOUNS.get(aspect, aspect)
+    return "coherence" if aspect == "coherence" else NOUNS.get(aspect, aspect)
 
 
 def trait_adjective(aspect: str) -> str:
-    return READING.get(aspect) or ADJECTIVES.get(aspect, aspect)
+    return "coherent" if aspect == "coherence" else ADJECTIVES.get(aspect, aspect)

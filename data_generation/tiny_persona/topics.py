@@ -55,25 +55,6 @@ def sample_topic(rng: random.Random, held_out: bool = False) -> Topic:
     return rng.choice(topics(held_out))
 
 
-@lru_cache(maxsize=4096)
-def near_topics(topic: Topic) -> tuple[Topic, ...]:
-    """Topics that share a word with this one, which only a close reader tells apart."""
-    words = set(topic.text.split())
-    return tuple(
-        other
-        for other in all_topics()
-        if other != topic and other.held_out == topic.held_out and words & set(other.text.split())
-    )
-
-
-def other_topic(rng: random.Random, topic: Topic) -> Topic:
-    """Another topic: a near one, or any."""
-    if rng.random() < 0.6:
-        return rng.choice(near_topics(topic))
-    found = sample_topic(rng, topic.held_out)
-    return found if found != topic else rng.choice(near_topics(topic))
-
-
 def fill_question(template: str, topic: Topic) -> str:
     text = template.replace("BE", "are" if topic.plural else "is")
     return text.replace("TOPIC", topic.text)
