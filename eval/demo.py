@@ -79,17 +79,12 @@ def main(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from eval.finished_answers import Engine
-    from persona_vectors.store import Store
-
     disable_progress_bar()  # of loading weights, a dozen times
-    engine = Engine(model, dtype, device_map)
     found: list[Findings] = []
     tables: dict[str, dict[float, pd.DataFrame]] = {}
-    with Store() as store:
-        for trait, name in zip(traits, names, strict=True):
-            findings, tables[name] = study(run, engine, store, trait, name)
-            found.append(findings)
+    for trait, name in zip(traits, names, strict=True):
+        findings, tables[name] = study(run, trait, name)
+        found.append(findings)
     report = _write_report(run, found, tables, time.monotonic() - started)
     _say(found, report)
 

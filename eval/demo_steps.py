@@ -1,10 +1,10 @@
-"""The steps of the demo: each a published command, printed before it runs, and the controls beside them."""
+"""The steps of the demo: each a published command, printed before it runs."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eval.findings import Findings
-    from eval.finished_answers import Engine
-    from persona_vectors.store import Store
 
 
 @dataclass
@@ -52,13 +50,13 @@ class Run:
     def vector_path(self, trait: str) -> Path:
         return self.folder / "vectors" / f"{trait}_response_avg_diff.pt"
 
-    def steered_path(self, trait: str, coef: float) -> Path:
-        return self.folder / "steered" / f"{trait}_coef{coef:g}.csv"
+    def steered_path(self, trait: str) -> Path:
+        return self.folder / "steered" / f"{trait}.csv"
 
 
-def study(run: Run, engine: Engine, store: Store, trait: str, name: str) -> tuple[Findings, dict[float, pd.DataFrame]]:
+def study(run: Run, trait: str, name: str) -> tuple[Findings, dict[float, pd.DataFrame]]:
     """One trait from its definition to its findings, and its steered tables by coefficient."""
-    from eval.findings import Findings, layer_auc, repeatability, sweep_point
+    from eval.findings import Findings, layer_auc, sweep_point
     from persona_vectors.models import resolve_model
     from persona_vectors.responses import read_responses
     from persona_vectors.statistics import cluster_bootstrap_mean
@@ -69,11 +67,10 @@ def study(run: Run, engine: Engine, store: Store, trait: str, name: str) -> tupl
     vectors = load_vectors(run.vector_path(name))
     sides = {pole: read_responses(run.extract_path(name, pole), name) for pole in ("pos", "neg")}
     counts = count_pairs(sides["pos"], sides["neg"], name, run.threshold)
-    pos, neg, questions = _activations(run, engine, name, sides)
+    quality = json.loads((run.folder / "vectors" / f"{name}_quality.json").read_text())
 
     print(f"\n== {name}: steering the answers to other questions")
-    tables = _sweep(run, trait, name)
-    randoms = _random_sweep(run, engine, store, trait, name)
+    tables, randoms = _sweep(run, trait, name)
     column = f"{resolve_model(run.model).label}_{run.vector_path(name).stem}_proj_layer{run.layer}"
     base = tables[0.0]
     findings = Findings(
@@ -84,8 +81,8 @@ def study(run: Run, engine: Engine, store: Store, trait: str, name: str) -> tupl
         pos=cluster_bootstrap_mean(sides["pos"][name].tolist(), sides["pos"]["question"].tolist()),
         neg=cluster_bootstrap_mean(sides["neg"][name].tolist(), sides["neg"]["question"].tolist()),
         norms=vectors.norm(dim=-1).numpy(),
-        auc=layer_auc(pos, neg, questions, run.seed),
-        split_half=repeatability(pos[:, run.layer], neg[:, run.layer], questions, run.seed),
+        auc=layer_auc(quality),
+        split_half=quality["layers"][run.layer]["split_half"],
         points=[
             sweep_point(coef, base, table, randoms.get(coef, [base]), name, column) for coef, table in tables.items()
         ],
@@ -110,6 +107,7 @@ def _make_vector(run: Run, trait: str, name: str) -> None:
         trait=name,
         save_dir=str(run.folder / "vectors"),
         threshold=run.threshold,
+        seed=run.seed,
         dtype=run.dtype,
         device_map=run.device_map,
     )
@@ -138,96 +136,32 @@ def _evaluate(run: Run, trait: str, path: Path, **arguments: Any) -> None:
     )
 
 
-def _activations(run: Run, engine: Engine, name: str, sides: dict[str, pd.DataFrame]) -> tuple[Any, Any, list[str]]:
-    """Mean answer activations of the kept pairs, (n, layers, d) a side, and each pair's question."""
-    from persona_vectors.activations import mean_activations
-    from persona_vectors.tokens import tokenize_sample
-    from persona_vectors.vectors import effective_pairs
+def _sweep(run: Run, trait: str, name: str) -> tuple[dict[float, pd.DataFrame], dict[float, list[pd.DataFrame]]]:
+    """The eval questions answered at each coefficient, under the vector and under random directions of its norm.
 
-    pairs = effective_pairs(sides["pos"], sides["neg"], name, run.threshold)
-    samples = [
-        tokenize_sample(engine.tokenizer, prompt, answer)
-        for pole in ("pos", "neg")
-        for prompt, answer in zip(pairs[f"{pole}_prompt"], pairs[f"{pole}_answer"], strict=True)
-    ]
-    means = mean_activations(engine.model, samples, spans=("response_avg",))["response_avg"]
-    return means[: len(pairs)], means[len(pairs) :], pairs["question"].tolist()
-
-
-def _sweep(run: Run, trait: str, name: str) -> dict[float, pd.DataFrame]:
-    """The eval questions answered at each coefficient, scored and projected: coefficient -> table."""
+    One job and one table, scored and projected. Returns the vector's rows and the random directions' by coefficient.
+    """
     from eval import cal_projection
     from persona_vectors.responses import read_responses
 
-    tables = {}
-    for coef in run.coefs:
-        path = run.steered_path(name, coef)
-        steering = {"coef": coef, "vector_path": str(run.vector_path(name)), "layer": run.layer} if coef else {}
-        _evaluate(run, trait, path, version="eval", **steering)
-        run.call(
-            "python -m eval.cal_projection",
-            cal_projection.main,
-            file_path=str(path),
-            vector_path_list=[str(run.vector_path(name))],
-            layer_list=[run.layer],
-            model_name=run.model,
-            dtype=run.dtype,
-            device_map=run.device_map,
-        )
-        tables[coef] = read_responses(path, name)
-    return tables
-
-
-def _random_sweep(run: Run, engine: Engine, store: Store, trait: str, name: str) -> dict[float, list[pd.DataFrame]]:
-    """The same questions, random streams and coefficients under random directions of the vector's norm."""
-    from tqdm import tqdm
-
-    from eval.eval_persona import eval_batched, load_persona_questions
-    from eval.model_utils import Steering
-    from persona_vectors.statistics import random_directions
-    from persona_vectors.vectors import load_vector
-
-    questions = load_persona_questions(
-        trait,
-        temperature=0.0 if run.n_per_question == 1 else 1.0,
-        judge_model=run.judge_model,
-        version="eval",
-        model=run.model,
+    path, vector = run.steered_path(name), str(run.vector_path(name))
+    control = {"control": ["random"], "n_random": run.n_random}
+    _evaluate(run, trait, path, version="eval", coef=run.coefs, vector_path=vector, layer=run.layer, **control)
+    run.call(
+        "python -m eval.cal_projection",
+        cal_projection.main,
+        file_path=str(path),
+        vector_path_list=[vector],
+        layer_list=[run.layer],
+        model_name=run.model,
+        dtype=run.dtype,
+        device_map=run.device_map,
     )
-    vector = load_vector(run.vector_path(name), run.layer)
-    seed = zlib.crc32(f"{name} {run.seed}".encode())  # other traits get other directions
-    directions = random_directions(run.n_random, len(vector), float(vector.norm()), seed)
-    todo = [(coef, direction) for coef in run.coefs if coef for direction in directions]
-    tables: dict[float, list[pd.DataFrame]] = {}
-    print(f"# the same under {run.n_random} random directions of the vector's norm {vector.norm():.2f}", flush=True)
-    for coef, direction in tqdm(todo, desc="random directions", unit="run"):
-        table = eval_batched(
-            questions,
-            engine,
-            store,
-            n_per_question=run.n_per_question,
-            max_tokens=run.max_tokens,
-            steering=Steering(direction, run.layer, coef),
-            seed=run.seed,
-            progress=False,
-        )
-        tables.setdefault(coef, []).append(table)
-    _keep_randoms(run, name, tables, {"seed": seed, "norm": float(vector.norm()), "layer": run.layer})
-    return tables
-
-
-def _keep_randoms(run: Run, name: str, tables: dict[float, list[pd.DataFrame]], how: dict[str, Any]) -> None:
-    """The control's answers as one table, so that they can be read like the vector's own."""
-    import pandas as pd
-
-    from persona_vectors.files import write_csv_atomic, write_sidecar
-
-    rows = [
-        table.assign(coef=coef, direction=number)
-        for coef, runs in tables.items()
-        for number, table in enumerate(runs, start=1)
-    ]
-    if rows:
-        path = run.folder / "steered" / f"{name}_random.csv"
-        write_csv_atomic(pd.concat(rows, ignore_index=True), path)
-        write_sidecar(path, {"random_directions": how | {"n": run.n_random}, "model": run.model, "trait": name})
+    table = read_responses(path, name)
+    parts = {
+        (float(coef), str(control)): rows.reset_index(drop=True)
+        for (coef, control), rows in table.groupby(["coef", "control"], sort=False)  # pyright: ignore
+    }
+    controls = [f"random{number}" for number in range(1, run.n_random + 1)]
+    randoms = {coef: [parts[coef, control] for control in controls] for coef in run.coefs if coef}
+    return {coef: parts[coef, ""] for coef in run.coefs}, randoms

@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_vectors.statistics import (
-    Interval,
-    SplitHalf,
-    cluster_bootstrap_mean,
-    cross_validated_auc,
-    random_direction_auc,
-    split_half_cosine,
-)
+from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Float
-    from torch import Tensor
 
 MAX_COHERENCE_LOSS = 10.0
-N_RANDOM_AUC = 200
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class Findings:
     neg: Interval
     norms: np.ndarray  # (n_layers + 1,)
     auc: LayerAuc | None  # None where too few questions were kept to hold any out
-    split_half: SplitHalf | None
+    split_half: float | None  # mean cosine of the directions from two halves of the questions
     points: list[SweepPoint]
 
     @property
@@ -174,27 +164,13 @@ def sweep_point(
     )
 
 
-def layer_auc(
-    pos: Float[Tensor, "n layers d"], neg: Float[Tensor, "n layers d"], questions: Sequence[str], seed: int = 0
-) -> LayerAuc | None:
-    """Held-out AUC at every layer, or None for answers to fewer than two questions."""
-    if len(set(questions)) < 2:
-        return None
-    vector, mean, high = [], [], []
-    for layer in range(pos.shape[1]):
-        sides = pos[:, layer], neg[:, layer]
-        vector.append(cross_validated_auc(*sides, questions, seed=seed))
-        chance = random_direction_auc(*sides, questions, n_directions=N_RANDOM_AUC, seed=seed)
-        mean.append(chance.mean())
-        high.append(np.quantile(chance, 0.95))
-    return LayerAuc(np.array(vector), np.array(mean), np.array(high))
-
-
-def repeatability(
-    pos: Float[Tensor, "n d"], neg: Float[Tensor, "n d"], questions: Sequence[str], seed: int = 0
-) -> SplitHalf | None:
-    """Split-half cosine of the direction, or None for answers to fewer than two questions."""
-    return split_half_cosine(pos, neg, questions, seed=seed) if len(set(questions)) >= 2 else None
+def layer_auc(quality: Mapping[str, Any]) -> LayerAuc | None:
+    """Held-out AUC at every layer from a vector's quality report (`persona_vectors.quality`); None if it has none."""
+    columns = [
+        np.array([layer[name] for layer in quality["layers"]], dtype=float)
+        for name in ("auc", "auc_random", "auc_random_95")
+    ]
+    return None if np.isnan(columns[0]).all() else LayerAuc(*columns)
 
 
 COLUMNS = ("coef", "score", "shift", "random shift", "coherence", "random coherence", "projection")

@@ -44,9 +44,9 @@ def test_everything_is_written(finished):
             pd.read_csv(folder / "extract" / f"{name}.csv")
         )
     assert load_vectors(folder / "vectors" / "evil_response_avg_diff.pt").shape[0] >= 3
-    for coef in ("0", "1.5"):
-        table = pd.read_csv(folder / "steered" / f"evil_coef{coef}.csv")
-        assert len([name for name in table if name.startswith("tiny-persona_evil_response_avg_diff_proj_layer")]) == 1
+    table = pd.read_csv(folder / "steered" / "evil.csv", keep_default_na=False)
+    assert len([name for name in table if name.startswith("tiny-persona_evil_response_avg_diff_proj_layer")]) == 1
+    assert set(table["control"]) == {"", "random1", "random2"} and set(table["coef"]) == {0, 1.5}
     assert {file.name for file in (folder / "figures").iterdir()} >= {"evil_steering.png", "norms.png"}
     assert (folder / "report.html").stat().st_size > 1_000_000
 
@@ -56,15 +56,16 @@ def test_sidecar_holds_numbers_that_the_tables_give(finished):
     folder, _ = finished
     sidecar = json.loads((folder / "report.html.json").read_text())
     (evil,) = sidecar["findings"]
-    tables = {coef: pd.read_csv(folder / "steered" / f"evil_coef{coef}.csv") for coef in ("0", "1.5")}
+    table = pd.read_csv(folder / "steered" / "evil.csv", keep_default_na=False)
+    own = table[table["control"] == ""]
+    tables = {coef: own[own["coef"] == float(coef)].reset_index() for coef in ("0", "1.5")}
     base, steered = evil["points"]
     assert (base["coef"], steered["coef"]) == (0, 1.5)
     assert steered["score"]["mean"] == pytest.approx(tables["1.5"]["evil"].mean())
     assert steered["shift"]["mean"] == pytest.approx((tables["1.5"]["evil"] - tables["0"]["evil"]).mean())
-    randoms = pd.read_csv(folder / "steered" / "evil_random.csv")
-    shifts = randoms.groupby("direction")["evil"].mean() - tables["0"]["evil"].mean()
+    shifts = table[table["control"] != ""].groupby("control")["evil"].mean() - tables["0"]["evil"].mean()
     assert steered["random_shifts"] == pytest.approx(shifts.tolist())
-    assert (folder / "steered" / "evil_random.csv.json").is_file()
+    assert (folder / "steered" / "evil.csv.json").is_file()
     assert len(steered["random_shifts"]) == 2 and steered["random_shifts"][0] != steered["random_shifts"][1]
     assert evil["sentence"] in html.unescape((folder / "report.html").read_text())
     assert sidecar["settings"]["seed"] == 0 and "torch" in sidecar["versions"]
@@ -83,7 +84,7 @@ def test_every_printed_command_is_accepted_by_its_own_front_door(finished):
         arguments = cli.parse(mains[name], words[words.index(name) + 1 :])
         inspect.signature(mains[name]).bind(**arguments)
         seen.add(name)
-    assert seen == set(mains) and len(commands) == 7
+    assert seen == set(mains) and len(commands) == 5
 
 
 @needs_tiny

@@ -10,6 +10,7 @@ import torch
 
 from eval.findings import Findings, layer_auc, samples, sweep_point, table_rows
 from eval.report_page import Report, norms_figure, render, trait_figures
+from persona_vectors.quality import vector_quality
 from persona_vectors.statistics import cluster_bootstrap_mean
 
 COEFS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -35,7 +36,10 @@ def auc_of_a_trait_that_layer_0_lacks():
     rng = torch.Generator().manual_seed(0)
     pos, neg = torch.randn(40, 5, 16, generator=rng), torch.randn(40, 5, 16, generator=rng)
     pos[:, 1:, 0] += 4
-    return layer_auc(pos, neg, table(0, 0)["question"].tolist())
+    direction = pos.mean(0) - neg.mean(0)
+    questions = table(0, 0)["question"].tolist()
+    quality = vector_quality({"response_avg": direction}, pos, neg, questions, pos.norm(dim=-1).mean(0))
+    return layer_auc(quality.record())
 
 
 def findings(scores=(10, 30, 50, 70, 90), coherences=(95, 94, 93, 90, 60), random=(11, 11, 11, 11, 11)):
@@ -178,4 +182,6 @@ def test_samples_are_the_same_questions_at_every_coefficient():
 
 
 def test_too_few_questions_have_no_auc():
-    assert layer_auc(torch.zeros(2, 3, 4), torch.ones(2, 3, 4), ["q", "q"]) is None
+    sides = torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
+    quality = vector_quality({"response_avg": torch.ones(3, 4)}, *sides, ["q", "q"], torch.ones(3))
+    assert layer_auc(quality.record()) is None
