@@ -258,8 +258,9 @@ def _report(
     )
     for line in lines(found, names):
         print(line)
-    order = table["difference"].abs().sort_values(ascending=False, kind="stable").dropna().index[:n_shown]
-    if len(order):
+    apart = {row: abs(value) for row, value in enumerate(table["difference"]) if not math.isnan(value)}
+    order = sorted(apart, key=lambda row: -apart[row])[:n_shown]
+    if order:
         print(f"largest disagreements ({names[0]} / {names[1]}):")
     for row in order:
         answer = " ".join(answers.items[row][1].split())
