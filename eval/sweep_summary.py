@@ -193,7 +193,8 @@ def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]
     for layer in sorted({one["layer"] for one in found if one["control"]}):
         random = [one for one in found if one["control"] and one["layer"] == layer and one["n_used"]]
         if random:
-            slopes, shares = ([one[name]["mean"] for one in random] for name in ("slope", "wrong_way"))
+            slopes = [round(one["slope"]["mean"], 1) + 0.0 for one in random]
+            shares = [one["wrong_way"]["mean"] for one in random]
             lines.append(
                 f"steerability of {len(random)} random directions at layer {layer}: {min(slopes):+.1f} to "
                 f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way"
@@ -222,7 +223,10 @@ def _name(row: dict[str, Any]) -> str:
 def _text(interval: dict[str, float | None], *, sign: bool = False) -> str:
     if interval["mean"] is None:
         return "no score"
-    form = f"{{:{'+' if sign else ''}.1f}}".format
+
+    def form(value: float | None) -> str:
+        return f"{round(value or 0.0, 1) + 0.0:{'+' if sign else ''}.1f}"  # adding 0.0 turns -0.0 into 0.0
+
     if interval["low"] is None:
         return f"{form(interval['mean'])} [no interval]"
     return f"{form(interval['mean'])} [{form(interval['low'])}, {form(interval['high'])}]"

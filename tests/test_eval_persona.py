@@ -90,6 +90,7 @@ def test_other_settings_never_reuse_answers(run, no_sampling, change):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, monkeypatch, tmp_path):
     monkeypatch.setattr("persona_vectors.sampling._TOKENS_PER_BATCH_CPU", 1000)  # several batches
+    monkeypatch.setattr("persona_vectors.sampling._GROUP", 1)  # each handed on as it ends
     whole = run("whole.csv")
     monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "second.sqlite"))
     real, asked = finished_answers.sample_answers, []

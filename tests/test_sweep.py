@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ from tests.loopback_openai import LoopbackOpenAI, Reply
 from tests.tiny_models import tiny_model, word_tokenizer
 
 PUBLISHED = ["question", "prompt", "answer", "question_id", "humorous", "coherence"]
-QUICK = {"n_per_question": 2, "max_tokens": 12, "version": "eval"}
+QUICK: dict[str, Any] = {"n_per_question": 2, "max_tokens": 12, "version": "eval"}
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +72,11 @@ def nothing_more(monkeypatch):
 
 
 def read(path) -> pd.DataFrame:
-    text = dict.fromkeys(("vector", "control"), str)
-    return pd.read_csv(
-        path, keep_default_na=False, na_values={"humorous": [""], "coherence": [""], "layer": [""]}, dtype=text
-    )
+    table = pd.read_csv(path, keep_default_na=False)
+    for name in ("humorous", "coherence", "layer"):
+        if name in table:
+            table[name] = pd.to_numeric(table[name].replace("", np.nan))
+    return table
 
 
 def test_a_sweep_is_one_table_of_what_each_setting_is_alone(run, swept, tmp_path, monkeypatch, capsys):
@@ -88,11 +91,11 @@ def test_a_sweep_is_one_table_of_what_each_setting_is_alone(run, swept, tmp_path
     table = read(tmp_path / "out.csv")
     assert calls == [60], "all settings are one sampling job"
     assert list(table.columns) == [*PUBLISHED, "coef", "layer", "vector", "control"]
-    sizes = table.groupby(["coef", "layer", "vector", "control"], dropna=False).size()
+    rows_of = [tuple(row) for row in table[["coef", "layer", "vector", "control"]].itertuples(index=False)]
+    sizes = Counter((c, None if np.isnan(la) else la, v, k) for c, la, v, k in rows_of)
     vector = swept["vector_path"]
     steered = {(c, la, v, k) for c in (1.0, 2.0) for la in (2, 3) for v, k in ((vector, ""), ("", "random1"))}
-    got = {(c, None if np.isnan(la) else la, v, k) for c, la, v, k in sizes.index}
-    assert got == steered | {(0.0, None, "", ""), (0.0, None, "", "prompt")} and set(sizes) == {6}
+    assert set(sizes) == steered | {(0.0, None, "", ""), (0.0, None, "", "prompt")} and set(sizes.values()) == {6}
     check_record(json.loads((tmp_path / "out.csv.json").read_text()), table, vector)
     check_printed(printed)
 
@@ -169,7 +172,7 @@ def check_printed(printed):
 
 def test_several_traits_are_one_job_with_a_table_each(run, world, tiny_persona, tmp_path, monkeypatch):
     traits = [str(world / "evil.json"), str(world / "humorous.json")]
-    both = {"vector_path": str(world / "{trait}.pt"), "layer": 2, "coef": [0, 1]}
+    both: dict[str, Any] = {"vector_path": str(world / "{trait}.pt"), "layer": 2, "coef": [0, 1]}
     calls, real = [], finished_answers.sample_answers
     monkeypatch.setattr(
         finished_answers,
@@ -301,11 +304,10 @@ def test_every_setting_once_and_vectors_are_shared(world, tiny_persona):
     other = expand(replace(grid, seed=1), tiny_persona, "evil")
     alone = expand(replace(grid, coefs=(5,), layers=(3,)), tiny_persona, "evil")
     pick = {(s.control, s.layer): s.steering.vector for s in settings if s.matched and s.steering}
-    assert not torch.equal(pick["random1", 3], next(s.steering.vector for s in other if s.control == "random1"))
+    assert not any(torch.equal(pick["random1", 3], s.steering.vector) for s in other if s.steering)
     assert not torch.equal(pick["random1", 3], pick["random1", 2])
-    assert torch.equal(
-        pick["random2", 3], next(s.steering.vector for s in alone if s.control == "random2" and s.steering)
-    )
+    again = next(s.steering for s in alone if s.control == "random2")
+    assert again is not None and torch.equal(pick["random2", 3], again.vector)
 
 
 @pytest.mark.parametrize(
