@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from persona_vectors.files import sha256_of_file
 from persona_vectors.models import load_config, load_model
 from persona_vectors.store import Store
 
-N = {"n_per_question": 2, "max_tokens": 40}
+N: dict[str, Any] = {"n_per_question": 2, "max_tokens": 40}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def vector_path(tiny_persona, tmp_path_factory):
 def run(tiny_persona, tmp_path):
     def run(name="out.csv", **options):
         path = tmp_path / name
-        settings = {"model": tiny_persona, "trait": "humorous", "judge_model": tiny_persona, "version": "eval"} | N
+        settings: dict[str, Any] = {
+            "model": tiny_persona,
+            "trait": "humorous",
+            "judge_model": tiny_persona,
+            "version": "eval",
+        } | N
         eval_persona.main(output_path=str(path), **(settings | options))
         return pd.read_csv(path, keep_default_na=False, na_values={"humorous": [""], "coherence": [""]})
 
