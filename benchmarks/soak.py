@@ -31,7 +31,7 @@ from persona_vectors.store import Store, content_key
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "models/tiny-persona"
 TRAIT_FILE = f"{MODEL}/traits/eval/humorous.json"
-N_PER_QUESTION, N_QUESTIONS = 2, 6
+N_PER_QUESTION, N_QUESTIONS = 8, 10  # answers are stored 16 at a time: several commits while sampling
 N_ANSWERS = N_PER_QUESTION * N_QUESTIONS
 N_SCORES = 2 * N_ANSWERS
 POLL_SECONDS = 0.01
@@ -45,6 +45,11 @@ class Kill:
     answers: int
     scores: int
     in_commit: bool
+
+    @property
+    def in_sampling(self) -> bool:
+        """Between two answers that were stored."""
+        return 0 < self.answers < N_ANSWERS
 
     @property
     def in_work(self) -> bool:
@@ -156,12 +161,13 @@ def finish(folder: Path) -> None:
 def chain(folder: Path, seed: int, n_kills: int) -> list[Kill]:
     """Kill the command `n_kills` times, then let it end; what each kill left.
 
-    Kills are spread: the later ones wait until more is stored. Raises RuntimeError where something was done twice.
+    The first comes while answers are sampled, the others anywhere, each when more is stored than at the one before.
+    Raises RuntimeError where something was done twice.
     """
     rng, kills = random.Random(seed), []
     stored: dict[str, float] = {}
     total = N_ANSWERS + N_SCORES
-    targets = sorted(rng.randrange(total) for _ in range(n_kills))
+    targets = sorted([rng.randrange(1, N_ANSWERS // 2), *(rng.randrange(total) for _ in range(n_kills - 1))])
     for target in targets:
         answers, scores = min(target, N_ANSWERS - 1), max(0, target - N_ANSWERS)
         kill = kill_in_work(folder, rng, answers=answers, scores=scores, in_commit=rng.random() < 0.5)
@@ -200,7 +206,7 @@ def soak_kills(n_kills: int, seed: int, per_chain: int = 5) -> None:
             seed += 1
             print(
                 f"{len(kills)} kills, {sum(kill.in_work for kill in kills)} in mid-work"
-                f" ({sum(kill.in_work and kill.answers < N_ANSWERS for kill in kills)} sampling,"
+                f" ({sum(kill.in_sampling for kill in kills)} sampling,"
                 f" {sum(kill.in_work and kill.answers == N_ANSWERS for kill in kills)} judging),"
                 f" {sum(kill.in_commit for kill in kills)} inside a commit;"
                 " every table as of a run left alone, nothing lost, nothing done twice",

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from persona_vectors.traits import load_trait
 from tests.conftest import ROOT
+from tests.loopback_openai import LoopbackOpenAI
+from tests.test_generate_trait import Writer
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
@@ -43,11 +47,12 @@ def stand_in(command: str) -> str:
     return command
 
 
-def execute(command: list[str], checkout: Path) -> subprocess.CompletedProcess[str]:
+def execute(command: list[str], checkout: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PERSONA_STORE": str(checkout / "store.sqlite"),
         "OMP_NUM_THREADS": "1",
+        **more,
     }
     done = subprocess.run(
         command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -72,11 +77,19 @@ def test_the_two_commands_are_targets(checkout):
 def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write."""
     for command in COMMANDS[2:]:
-        execute(["bash", "-c", stand_in(command)], checkout)
+        if "generate_trait" in command:  # needs a model that writes JSON, which the embedded one cannot
+            with LoopbackOpenAI(Writer()) as server:
+                execute(["bash", "-c", command], checkout, OPENAI_BASE_URL=server.url)
+            assert load_trait(str(checkout / "data_generation/trait_data_eval/cautious.json"), "eval").questions
+        else:
+            execute(["bash", "-c", stand_in(command)], checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
     assert vectors.is_file() and vectors.with_suffix(".json").is_file()
-    table = (checkout / "eval_persona_eval" / "tiny-persona" / "humorous_coef1.csv").read_text()
-    assert "tiny-persona_humorous_response_avg_diff_proj_layer3" in table.splitlines()[0]
+    table = pd.read_csv(checkout / "eval_persona_eval" / "tiny-persona" / "humorous.csv", keep_default_na=False)
+    assert "tiny-persona_humorous_response_avg_diff_proj_layer3" in table
+    means = table.groupby(["control", "coef"])["humorous"].mean()
+    assert means["", 1.0] > means["", 0.0] + 10 > max(means[f"random{k}", 1.0] for k in (1, 2, 3, 4))
+    assert "humorous" in (checkout / "eval_persona_eval" / "tiny-persona" / "report.html").read_text()
     assert len(execute([sys.executable, "-c", PYTHON[0]], checkout).stdout.split()) > 5
 
 
