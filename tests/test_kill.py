@@ -14,10 +14,10 @@ from persona_vectors import cli
 from persona_vectors.store import Store, default_store_path
 
 
-def run_left_alone(folder: Path) -> bytes:
+def run_left_alone(folder: Path) -> Path:
     """The table of an uninterrupted run, in this process."""
     assert cli.run(eval_persona.main, soak.arguments(folder)) == 0
-    return (folder / "out.csv").read_bytes()
+    return folder / "out.csv"
 
 
 def test_three_kills_while_sampling_and_judging(tmp_path, monkeypatch):
@@ -27,7 +27,7 @@ def test_three_kills_while_sampling_and_judging(tmp_path, monkeypatch):
     kills = soak.chain(folder, seed=3, n_kills=3)  # raises where an item was lost or stored again
     assert any(kill.in_sampling for kill in kills) and sum(kill.in_work for kill in kills) >= 2, kills
 
-    assert (folder / "out.csv").read_bytes() == run_left_alone(tmp_path)
+    assert soak.same_table(folder / "out.csv", run_left_alone(tmp_path))
     table = pd.read_csv(folder / "out.csv")
     assert len(table) == soak.N_ANSWERS
     assert set(table["question_id"].value_counts()) == {soak.N_PER_QUESTION}
