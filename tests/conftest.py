@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from tests.loopback_openai import LoopbackOpenAI
+
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)  # two test processes share two cores, and few threads are faster on models this small
@@ -32,3 +34,20 @@ def no_key(monkeypatch):
 def tiny_persona() -> str:
     """The folder of the embedded chat model and judge."""
     return str(ROOT / "models" / "tiny-persona")
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(answer) starts a loopback server that OPENAI_BASE_URL names."""
+    servers: list[LoopbackOpenAI] = []
+
+    def start(answer) -> LoopbackOpenAI:
+        server = LoopbackOpenAI(answer).__enter__()
+        servers.append(server)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        return server
+
+    yield start
+    for server in servers:
+        server.__exit__()

@@ -8,27 +8,16 @@ from eval.finished_scores import Estimate, estimate, score_keys, scores_of
 from judge import JudgeError, JudgeOptions, UnfitJudge
 from persona_vectors import judge_server
 from persona_vectors.store import Store, content_key
-from tests.loopback_openai import LoopbackOpenAI, Reply
+from tests.loopback_openai import Reply
 
 TEMPLATE = "Q: {question} A: {answer} How kind?"
 ITEMS = [("q1", "a1"), ("q2", "a2"), ("q1", "a1"), ("q3", "a3")]
 
 
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch):
-    servers: list[LoopbackOpenAI] = []
-
-    def start(answer) -> LoopbackOpenAI:
-        server = LoopbackOpenAI(answer).__enter__()
-        servers.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        return server
-
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch):
+    """No server is known from an earlier test."""
     monkeypatch.setattr(judge_server, "_WHOLE_NUMBERS", set())
-    yield start
-    for server in servers:
-        server.__exit__()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from judge import (
     make_judge,
 )
 from persona_vectors import chat_api, config
-from tests.loopback_openai import LoopbackOpenAI, Reply
+from tests.loopback_openai import Reply
 
 PROMPT = "Q: {question} A: {answer} How kind, 0 to 100?"
 
@@ -32,23 +32,6 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(config, "load_credentials", lambda: None)
     monkeypatch.setattr(chat_api, "PAUSE_SECONDS", 0.001)
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch):
-    """serve(answer) starts a loopback server that OPENAI_BASE_URL names."""
-    servers: list[LoopbackOpenAI] = []
-
-    def start(answer) -> LoopbackOpenAI:
-        server = LoopbackOpenAI(answer).__enter__()
-        servers.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        return server
-
-    yield start
-    for server in servers:
-        server.__exit__()
 
 
 def items(n: int) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from judge import JudgeError, JudgeOptions, OpenAiJudge, UnfitJudge, check_judge, make_judge
 from persona_vectors import chat_api, judge_server
-from tests.loopback_openai import LoopbackOpenAI, Reply
+from tests.loopback_openai import Reply
 
 PROMPT = "Q: {question} A: {answer} How kind, 0 to 100?"
 DIGITS = {"5": 0.6, "4": 0.2, "6": 0.1}
@@ -20,23 +20,6 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch):
     """No server is known from an earlier test, and pauses are short."""
     monkeypatch.setattr(judge_server, "_WHOLE_NUMBERS", set())
     monkeypatch.setattr(chat_api, "PAUSE_SECONDS", 0.001)
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch):
-    """serve(answer) starts a loopback server that OPENAI_BASE_URL names."""
-    servers: list[LoopbackOpenAI] = []
-
-    def start(answer) -> LoopbackOpenAI:
-        server = LoopbackOpenAI(answer).__enter__()
-        servers.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        return server
-
-    yield start
-    for server in servers:
-        server.__exit__()
 
 
 def items(n: int) -> list[tuple[str, str]]:
