@@ -141,7 +141,7 @@ def scores_of(
         return [known[key] for key in keys]
     scorer = make_judge(judge_model, template, eval_type, options=options)
     failed: dict[str, str] = {}
-    with _Buffer(lambda finished: store.put_many(finished, kind="score")) as buffer:
+    with _Buffer(lambda finished: store.put_many(finished, kind="score", source=judge_model)) as buffer:
 
         def keep(position: int, score: float | None) -> None:
             known[keys[todo[position]]] = score

@@ -136,7 +136,8 @@ def sample_answers(
         raise ValueError(f"{len(prompts)} prompts need {len(prompts)} random streams, got {len(streams)}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
-    ids = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
+    by_prompt = {prompt: tokenize_prompt(tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+    ids = [by_prompt[prompt] for prompt in prompts]  # a sweep asks the same prompts under every setting
     limits = _limits(model, ids, max_tokens)
     uniforms = RowUniforms(streams, limits)
     answers: dict[int, str] = {}
