@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from persona_vectors.agreement import Agreement
 
 _YES_NO = {"yes": 1.0, "no": 0.0, "true": 1.0, "false": 0.0}
+_APART = 0.5  # points: less is rounding, not a disagreement
 _SHOWN = 160  # characters of an answer in the printed list
 
 
@@ -258,10 +259,9 @@ def _report(
     )
     for line in lines(found, names):
         print(line)
-    apart = {row: abs(value) for row, value in enumerate(table["difference"]) if not math.isnan(value)}
+    apart = {row: abs(value) for row, value in enumerate(table["difference"]) if abs(value) >= _APART}  # NaN is not
     order = sorted(apart, key=lambda row: -apart[row])[:n_shown]
-    if order:
-        print(f"largest disagreements ({names[0]} / {names[1]}):")
+    print(f"largest disagreements ({names[0]} / {names[1]}):{'' if order else ' none of half a point or more'}")
     for row in order:
         answer = " ".join(answers.items[row][1].split())
         shown = answer if len(answer) <= _SHOWN else answer[:_SHOWN] + "..."
