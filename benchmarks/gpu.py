@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -27,7 +27,9 @@ from activation_steer import ActivationSteerer
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import block_index, read_blocks
+from persona_vectors.decoding import decode
 from persona_vectors.files import provenance
+from persona_vectors.slots import grouped_attention
 from persona_vectors.tokens import TokenizedSample, pad_batch
 
 
@@ -89,6 +91,7 @@ def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 
     report["extraction"] = time_extraction(model, samples)
     report["extraction_shared_prompts"] = time_rollouts(model, rollouts)
     report["sampling"] = time_sampling(model, spec, samples)
+    report["sweep"] = time_sweep(model, spec, samples, seed)
     if device.startswith("cuda"):
         report["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     print(json.dumps(report, indent=2))
@@ -245,6 +248,55 @@ def time_sampling(model: Any, spec: Shape, samples: list[TokenizedSample]) -> di
         "steered_tokens_per_s": tokens / statistics.median(times["steered"]),
         "steered_over_plain_time": median_ratio(times["steered"], times["plain"]),
         "ratio_to_batch_20": median_ratio(times["steered_batch_20"], times["steered"]),
+    }
+
+
+def time_sweep(model: Any, spec: Shape, samples: list[TokenizedSample], seed: int = 0) -> dict[str, Any]:
+    """6 coefficients x 40 prompts as one job, each row with its coefficient, against fixed batches of 20 in order.
+
+    Random weights never end an answer, so each row's length is drawn: 1/8 to all of `sampled_tokens`. A fixed batch
+    goes on to its longest row, as `generate` does; tokens count only up to each row's own length.
+    """
+    prompts = [list(s.ids[: s.prompt_len]) for s in samples][:40]
+    rows = [(prompt, coef) for coef in range(6) for prompt in prompts]
+    draw = torch.Generator().manual_seed(seed)
+    limits = torch.randint(max(1, spec.sampled_tokens // 8), spec.sampled_tokens + 1, (len(rows),), generator=draw)
+    vector, block = torch.randn(spec.hidden, generator=draw) / spec.hidden**0.5, spec.layers // 2
+    inputs = [prompt for prompt, _ in rows]
+
+    def steer(numbers: Sequence[int]) -> ActivationSteerer:
+        coefs = [float(rows[number][1]) for number in numbers]
+        return ActivationSteerer(model, vector, coeff=coefs, layer_idx=block, positions="response")
+
+    def greedy(logits: Tensor, _rows: Sequence[int], _steps: Sequence[int]) -> Tensor:
+        return torch.where(torch.isfinite(logits.amax(-1)), logits.argmax(-1), -1).cpu()
+
+    def one_job() -> dict[int, list[int]]:
+        options = {"limits": limits.tolist(), "end_ids": [], "pad_id": 0, "tokens_in_flight": 2**20}
+        with grouped_attention(model):
+            groups = decode(model, inputs, pick=greedy, steer=steer, **options)
+            return {row: tokens for group in groups for row, tokens in group}
+
+    def published() -> dict[int, list[int]]:
+        found = {}
+        for start in range(0, len(rows), 20):
+            numbers = range(start, min(start + 20, len(rows)))
+            ids, mask = (x.to(model.device) for x in pad_batch([inputs[n] for n in numbers], 0, "left"))
+            longest = int(limits[list(numbers)].max())
+            options = {"max_new_tokens": longest, "min_new_tokens": longest, "do_sample": False, "pad_token_id": 0}
+            with steer(numbers):
+                output = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :].tolist()
+            found |= {n: answer[: int(limits[n])] for n, answer in zip(numbers, output, strict=True)}
+        return found
+
+    times = interleaved({"published": published, "one_job": one_job})
+    ours, theirs = one_job(), published()
+    tokens = int(limits.sum())
+    return {
+        "tokens": tokens,
+        "tokens_per_s": tokens / statistics.median(times["one_job"]),
+        "ratio_to_published": median_ratio(times["published"], times["one_job"]),
+        "answers_equal": sum(ours[n] == theirs[n] for n in range(len(rows))) / len(rows),
     }
 
 
