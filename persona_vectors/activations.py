@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from persona_vectors.blocks import check_layer, decoder_blocks, device_of, hidden_size, model_label, unwrap
-from persona_vectors.span_means import SPANS, SpanMeans, answer_means, can_share_prompts, read_prompts, whole_means
+from persona_vectors.packing import can_pack
+from persona_vectors.span_means import (
+    SPANS,
+    SpanMeans,
+    answer_means,
+    can_share_prompts,
+    packed_answer_means,
+    read_prompts,
+    whole_means,
+)
 from persona_vectors.tokens import TokenizedSample
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ _TOKENS_PER_PASS_CPU = 4_096  # padded tokens in one forward pass, those of prom
 _TOKENS_PER_PASS_CUDA = 16_384
 _PASS_COST_CPU = 64  # a pass of its own costs about as much as this many padded tokens
 _PASS_COST_CUDA = 2_048
+_PACKED_TOKENS = 512  # in one packed pass: larger ones fall out of the processor's cache
 _ROWS_PER_PASS = 256  # bounds what a pass's means occupy on the device: short samples, many layers
 
 
@@ -59,6 +70,17 @@ class _Limits:
                 end += 1
             yield slice(start, end)
             start = end
+
+    def packed(self, lengths: Sequence[int], before: int) -> Iterator[slice]:
+        """Rows of one pass each that are laid end to end after the same `before` tokens."""
+        most = min(_PACKED_TOKENS, self.tokens - before)
+        start = held = 0
+        for row, length in enumerate(lengths):
+            if row > start and held + length > most:
+                yield slice(start, row)
+                start, held = row, 0
+            held += length
+        yield slice(start, len(lengths))
 
 
 def mean_activations(
@@ -193,7 +215,10 @@ def _shared_passes(
     spans: tuple[str, ...],
     limits: _Limits,
 ) -> Iterator[tuple[list[TokenizedSample], SpanMeans]]:
-    """One pass over the prompts, then passes over their answers, of similar lengths whichever prompt is theirs."""
+    """One pass over the prompts, then passes over their answers: packed, a prompt at a time, where the model can.
+
+    Elsewhere those of similar lengths share a pass, whichever prompt is theirs.
+    """
     prompts = list(answers_to)
     read = None
     try:
@@ -205,6 +230,13 @@ def _shared_passes(
         torch.cuda.empty_cache()
         for half in (prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]):
             yield from _shared_passes(model, {p: answers_to[p] for p in half}, layers, spans, limits)
+        return
+    if can_pack(model):
+        for row, prompt in enumerate(prompts):
+            ends = sorted(answers_to[prompt], key=_longest_first)
+            packed = partial(packed_answer_means, model, read, row, layers=layers, spans=spans)
+            for part in limits.packed([len(end) for end in ends], before=len(prompt)):
+                yield [TokenizedSample(prompt + end, len(prompt)) for end in ends[part]], _or_halves(packed, ends[part])
         return
     answers = [(row, answer) for row, prompt in enumerate(prompts) for answer in answers_to[prompt]]
     answers.sort(key=lambda pair: (_longest_first(pair[1]), pair[0]))

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from persona_vectors.blocks import block_index, decoder_blocks, device_of, hidden_of, unwrap
+from persona_vectors.packing import packed_attention
 from persona_vectors.tokens import TokenizedSample, pad_batch
 
 if TYPE_CHECKING:
@@ -119,6 +120,32 @@ def answer_means(
     means = _read(model, layers, weights, inputs)
     of_prompt = torch.tensor([span != "response_avg" for span in spans])[:, None, None]
     return torch.where(of_prompt, prompts.means[owner], means)
+
+
+@torch.inference_mode()
+def packed_answer_means(
+    model: nn.Module,
+    prompts: ReadPrompts,
+    row: int,
+    answers: Sequence[tuple[int, ...]],
+    layers: Sequence[int],
+    spans: Sequence[str],
+) -> SpanMeans:
+    """`answer_means` for answers to the one prompt in `row`, not padded (`persona_vectors/packing.py`)."""
+    before, lengths = prompts.lengths[row], [len(answer) for answer in answers]
+    ids = [token for answer in answers for token in answer]
+    weights = torch.block_diag(*(torch.full((1, length), 1 / length) for length in lengths))  # (answers, seq)
+    inputs = {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, before + len(ids), dtype=torch.long),
+        "position_ids": torch.cat([torch.arange(before, before + length) for length in lengths])[None],
+        "past_key_values": _select(prompts.cache, torch.tensor([row]), torch.arange(before)[None]),
+        "use_cache": True,
+    }
+    with packed_attention(model, before, lengths):
+        means = _read(model, layers, weights[None], inputs)  # (1, answers, layers, d_model)
+    of_prompt = torch.tensor([span != "response_avg" for span in spans])[:, None, None]
+    return torch.where(of_prompt, prompts.means[row], means[0][:, None])
 
 
 def _select(cache: DynamicCache, rows: Int[Tensor, " batch"], columns: Int[Tensor, "batch width"]) -> DynamicCache:

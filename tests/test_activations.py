@@ -91,15 +91,29 @@ def test_equals_the_one_sample_loop(architecture):
     assert_same(mean_activations(model, samples, token_budget=60), one_sample_loop(model, samples))
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("layers", [[0], [1], [2, 0], [3], None])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_read_after_their_prompts_equal_the_one_sample_loop(architecture, layers):
+def test_answers_read_after_their_prompts_equal_the_one_sample_loop(architecture, layers, packed, monkeypatch):
     """Windows of 4 tokens (the Gemmas), learned positions (GPT-2), experts, grouped heads; wherever the pass ends."""
     model = tiny_model(architecture)
     samples = rollouts()
+    assert activations.can_pack(model)
+    if not packed:
+        monkeypatch.setattr(activations, "can_pack", lambda _model: False)
     wanted = list(range(N_LAYERS + 1)) if layers is None else layers
     loop = {span: values[:, wanted] for span, values in one_sample_loop(model, samples).items()}
     assert_same(mean_activations(model, samples, layers, token_budget=60), loop)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_eager_model_keeps_its_attention_and_is_read_padded():
+    """Gemma 2 caps its scores there, which "sdpa" does not."""
+    model = tiny_model("gemma2", attn_logit_softcapping=0.5)
+    model.set_attn_implementation("eager")
+    samples = rollouts()
+    assert not activations.can_pack(model)
+    assert_same(mean_activations(model, samples), one_sample_loop(model, samples))
 
 
 def test_last_row_is_the_last_blocks_output_not_the_final_norm():
@@ -213,7 +227,16 @@ def test_a_prompt_is_run_once_for_all_its_answers():
     prompt = tuple(range(6, 30))
     answers = [tuple(range(start, start + n)) for start, n in ((10, 9), (11, 8), (12, 8), (10, 7), (10, 7))]
     mean_activations(model, [TokenizedSample(prompt + answer, 24) for answer in answers])
-    assert shapes == [(1, 24), (4, 9)]  # two of the answers are equal
+    assert shapes == [(1, 24), (1, 9 + 8 + 8 + 7)]  # two of the answers are equal; none is padded
+
+
+def test_packed_passes_keep_to_the_token_budget():
+    model = tiny_model("qwen2")
+    shapes = count_rows(model)
+    prompt = tuple(range(6, 30))
+    answers = [tuple(range(start, start + 9)) for start in range(6, 12)]
+    mean_activations(model, [TokenizedSample(prompt + answer, 24) for answer in answers], token_budget=24 + 20)
+    assert shapes == [(1, 24), (1, 18), (1, 18), (1, 18)]
 
 
 def test_sharing_prompts_changes_nothing_beyond_rounding(monkeypatch):
@@ -225,8 +248,9 @@ def test_sharing_prompts_changes_nothing_beyond_rounding(monkeypatch):
     assert not torch.equal(shared["response_avg"], alone["response_avg"])  # it was another computation
 
 
-def test_a_long_answer_beside_a_short_prompt_stays_within_the_context():
+def test_a_long_answer_beside_a_short_prompt_stays_within_the_context(monkeypatch):
     """Padding after a short answer of a long prompt must not ask GPT-2 for positions that it does not have."""
+    monkeypatch.setattr(activations, "can_pack", lambda _model: False)
     model = tiny_model("gpt2")
     long_prompt, short_prompt = tuple([7] * 120), (8, 9)
     ends = [(long_prompt, (10,) * n) for n in (7, 8)] + [(short_prompt, (11,) * n) for n in (100, 101)]
@@ -346,21 +370,23 @@ def test_no_graph_is_kept():
     assert not ours.requires_grad and not ours.is_inference()
 
 
-@pytest.mark.parametrize("samples", [SAMPLES, rollouts()], ids=["different prompts", "shared prompts"])
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch, samples):
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("samples", [SAMPLES, rollouts(longest=24)], ids=["different prompts", "shared prompts"])
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, samples, packed):
+    monkeypatch.setattr(activations, "can_pack", lambda _model: packed)
     read = span_means._read
     tried = []
 
     def limited(model, layers, weights, inputs):
-        tried.append(len(weights))
-        if len(weights) > 2:
+        tried.append(inputs["input_ids"].numel())
+        if tried[-1] > 40:
             raise torch.OutOfMemoryError("no room")
         return read(model, layers, weights, inputs)
 
     monkeypatch.setattr(span_means, "_read", limited)
     monkeypatch.setattr(activations, "_PASS_COST_CPU", 10_000)
     assert_same(mean_activations(MODEL, samples, token_budget=10_000), one_sample_loop(MODEL, samples))
-    assert max(tried) > 2
+    assert max(tried) > 40
 
 
 def test_no_samples_is_an_empty_result():
