@@ -165,7 +165,7 @@ def expand(grid: Grid, model_name: str, trait: str) -> list[Setting]:
     """Every setting once: unsteered (coef 0), by vector and layer the coefficients and then its controls, the prompt.
 
     Vectors are read here, once each, and shared by all settings that use them. A random direction is the same one at
-    every coefficient; it depends on the seed, the trait, the layer and the vector's content, not on what else is run.
+    every coefficient; it depends on the seed, the trait, the layer and the file's name, not on what else is run.
 
     Raises:
         ValueError: a vector file, layer or width that does not fit the model.
@@ -188,7 +188,7 @@ def expand(grid: Grid, model_name: str, trait: str) -> list[Setting]:
 def _random_settings(
     grid: Grid, trait: str, path: str, layer: int, vector: Tensor, coefs: Sequence[float], first: int
 ) -> Iterator[Setting]:
-    seed = random_seed(grid.seed, trait, Steering(vector, layer, 1.0))
+    seed = random_seed(grid.seed, trait, layer, Path(path).name)
     directions = random_directions(grid.n_random, len(vector), float(vector.norm()), seed)
     for number, direction in enumerate(directions, start=first):
         own = direction.clone()  # not a view on all of them
@@ -197,9 +197,12 @@ def _random_settings(
             yield Setting(coef, layer, control=f"random{number}", matched=path, steering=steering)
 
 
-def random_seed(seed: int, trait: str, steering: Steering) -> int:
-    """What seeds the random directions beside a vector at its layer: other seeds, traits and vectors get others."""
-    return zlib.crc32(f"{trait} {steering.layer} {steering.key()['vector']} {seed}".encode())
+def random_seed(seed: int, trait: str, layer: int, vector_name: str) -> int:
+    """What seeds the random directions beside a vector at its layer: other seeds, traits, layers and files get others.
+
+    The file's name and not its content: a vector made anew differs by rounding, and would get another control.
+    """
+    return zlib.crc32(f"{trait} {layer} {vector_name} {seed}".encode())
 
 
 def in_norm_units(settings: Iterable[Setting], norms: Mapping[int, float]) -> list[Setting]:
