@@ -112,8 +112,8 @@ class Findings:
 
     def _lost(self, point: SweepPoint) -> str:
         return (
-            f"At {point.coef:g} coherence is lost ({self.points[0].coherence.mean:.1f} to {point.coherence.mean:.1f}), "
-            "so scores from there on do not count."
+            f"At {point.coef:g} coherence is lost ({self.points[0].coherence.mean:.1f} to {point.coherence.mean:.1f}, "
+            f"more than {MAX_COHERENCE_LOSS:g} points), so scores from there on do not count."
         )
 
     def auc_sentence(self) -> str:

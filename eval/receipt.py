@@ -77,8 +77,8 @@ class Receipt:
         """What was asked for and what was seen, in one line."""
         return (
             f"steering receipt: layer {self.layer}, coef {self.coef:g}: adds {self.prefill:.4g} (asked "
-            f"{self.expected:.4g}) to {_WHERE[self.positions]}, {self.expected / self.hidden_norm:.2g} of the residual "
-            "norm; nothing elsewhere"
+            f"{self.expected:.4g}) to {_WHERE[self.positions]}, {self.expected / self.hidden_norm:.2g} of a token's "
+            "hidden norm there; nothing elsewhere"
         )
 
 

@@ -97,7 +97,7 @@ def quality_png(
     """
     figure, axes = _canvas(3)
     axes[0].plot(layers, relative_norm, color=VECTOR, marker="o")
-    axes[0].set(xlabel="layer", title="norm / residual norm")
+    axes[0].set(xlabel="layer", title="norm / mean answer's norm")
     axes[0].set_ylim(0, 1.06 * float(np.nanmax([*relative_norm, 1e-9])))
     axes[1].plot(layers, split_half, color=VECTOR, marker="o")
     axes[1].set(xlabel="layer", title="split-half cosine, corrected")

@@ -37,7 +37,8 @@ N_RANDOM = 200
 HOW = {
     "activations": "response_avg (mean over the answer's tokens) of the pairs drawn; norms and cosines: of the saved "
     "vectors, from all kept pairs",
-    "relative_norm": "norm of the vector / mean norm of an answer's response_avg",
+    "relative_norm": "norm of the vector / mean norm of an answer's response_avg (a mean over tokens, shorter than a "
+    "token's own state)",
     "split_half": "mean cosine of the directions from random halves of the questions, 100 splits; corrected: "
     "Spearman-Brown 2c / (1 + c), what two directions from as many questions as all would have",
     "p": "two-sided, of the norm of mean(pos - neg) when the labels of all pairs of a question are swapped together at "
@@ -248,7 +249,7 @@ def table(quality: Quality, layers: Sequence[int] | None = None) -> str:
     chosen = few_layers(len(quality.layers) - 1) if layers is None else layers
     lines = [
         f"response_avg of {quality.n_read} pairs, {quality.n_questions} questions; AUC held out by question",
-        f"{'layer':>5}  {'norm':>7}  {'/residual':>9}  {'split-half':>10}  {'p':>6}  {'AUC [95%]':>17}  "
+        f"{'layer':>5}  {'norm':>7}  {'/answer':>9}  {'split-half':>10}  {'p':>6}  {'AUC [95%]':>17}  "
         f"{'random: mean, 95th':>18}  {'in sample':>9}",
     ]
     for layer in (quality.layers[number] for number in chosen):

@@ -17,7 +17,7 @@ from persona_vectors.statistics import Array, Interval, Labels, cluster_bootstra
 
 Setting = TypeVar("Setting")
 
-_FLAT = 1e-9  # points; a slope that moves the score by less over all coefficients is rounding, not a direction
+FLAT = 0.5  # points; a slope that moves the score by less over all coefficients is a judge's rounding, not a direction
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Steerability:
 
     Attributes:
         slope: their mean, with an interval by question.
-        wrong_way: share of samples whose slope is below 0, with an interval by question. What it should be below
-            depends on the noise of sampling and judge: compare it with that of random directions.
+        wrong_way: share of samples whose score falls by more than FLAT points over the coefficients, with an interval
+            by question. What it should be below depends on the noise of sampling and judge: compare it with that of
+            random directions.
         slopes: (n_samples,), NaN where fewer than two coefficients were scored.
         n_used: samples with a slope.
         n_samples: samples given.
@@ -51,8 +52,8 @@ def steerability(
     """Each sample's least-squares slope of score over coefficient, their mean, and the share below 0.
 
     With c the coefficients at which a sample has a score s: slope = sum((c - mean c) * s) / sum((c - mean c)^2).
-    A score that does not move has slope 0 and does not count as moving the wrong way. Where no sample has a slope,
-    the intervals hold NaN.
+    A score that hardly moves (by less than FLAT points over the coefficients) does not count as moving the wrong way.
+    Where no sample has a slope, the intervals hold NaN.
 
     Args:
         coefs: (n_coefs,), at least two of them different; 0 is the unsteered run.
@@ -75,7 +76,7 @@ def steerability(
     if np.isinf(rows).any():
         raise ValueError("scores hold infinite numbers; leave what was not scored as NaN")
     slopes = _slopes(steps, rows)
-    wrong = np.where(np.isnan(slopes), np.nan, slopes < -_FLAT / np.ptp(steps))
+    wrong = np.where(np.isnan(slopes), np.nan, slopes < -FLAT / np.ptp(steps))
     n_used = int(np.isfinite(slopes).sum())
     return Steerability(
         slope=cluster_bootstrap_mean(slopes, clusters, n_boot, seed),

@@ -71,7 +71,7 @@ def test_the_line_says_what_was_asked_and_seen_and_the_rest_is_json():
     found = receipt.Receipt(3, 1.0, "response", 241.31, 241.3, 241.3, 1e-7, 1e-6, 268.0, 40, "float32")
     assert found.line() == (
         "steering receipt: layer 3, coef 1: adds 241.3 (asked 241.3) to the last prompt token and every answer token, "
-        "0.9 of the residual norm; nothing elsewhere"
+        "0.9 of a token's hidden norm there; nothing elsewhere"
     )
     (measured,) = take(MODEL, ONE)
     assert json.loads(json.dumps(asdict(measured), allow_nan=False)) == asdict(measured)

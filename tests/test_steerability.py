@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from persona_vectors.statistics import cluster_bootstrap_mean
-from persona_vectors.steerability import frontier, steerability
+from persona_vectors.steerability import FLAT, frontier, steerability
 
 NAN = float("nan")
 
@@ -48,7 +48,7 @@ def test_each_slope_is_the_least_squares_fit_and_the_means_are_the_bootstrap_of_
     if found.n_used:
         assert 0 <= found.wrong_way.mean <= 1
         turned = steerability([-c for c in COEFS], scores, clusters, n_boot=200)
-        flat = (np.abs(found.slopes) < 1e-8).sum() / found.n_used
+        flat = (np.abs(found.slopes) <= FLAT / np.ptp(COEFS)).sum() / found.n_used
         assert turned.slope.mean == pytest.approx(-found.slope.mean)
         assert turned.wrong_way.mean == pytest.approx(1 - found.wrong_way.mean, abs=flat + 1e-9)
 
@@ -67,6 +67,11 @@ def test_scores_that_carry_nothing_move_the_wrong_way_half_the_time():
 def test_equal_scores_are_flat_whatever_rounding_makes_of_them():
     found = steerability([0.1, 0.2, 0.7], [[72.13] * 3] * 5, list("abcde"))
     assert found.wrong_way.mean == 0 and abs(found.slope.mean) < 1e-9
+
+
+def test_less_than_half_a_point_over_all_coefficients_is_no_direction():
+    assert steerability([0, 2], [[10.0, 9.6]] * 4, list("abcd")).wrong_way.mean == 0
+    assert steerability([0, 2], [[10.0, 9.4]] * 4, list("abcd")).wrong_way.mean == 1
 
 
 def test_one_question_has_a_mean_and_no_interval():
