@@ -96,7 +96,7 @@ def _line(key: tuple[str, str, int], found: Sequence[dict[str, Any]]) -> str:
     share = _each(f"{receipt['expected'] / receipt['hidden_norm']:.2g}" for receipt in found)
     worst = max(receipt["relative_error"] for receipt in found)
     return (
-        f"steering receipt: {name} at layer {layer}, coef {coefs}: adds {added} ({share} of a token's hidden norm there) "
+        f"steering receipt: {name} at layer {layer}, coef {coefs}: adds {added} ({share} of a token's hidden norm) "
         f"to {found[0]['positions']} tokens, within {worst:.1g} of what was asked, and nothing elsewhere"
     )
 
