@@ -104,6 +104,8 @@ def main(
         check_judge(name, None if is_local_judge(name) else options)
     prompts = _prompts(trait, version, score, judge_model, other_judge, other_prompt)
     answers = _labelled(Path(labels)) if labels else _tables(file_path or [], prompts.column)
+    if prompts.second is None and _scored_by(file_path or [], judge_model):
+        print(f"note: {judge_model} wrote these scores itself, so that they agree says nothing about it")
     scored = _score_twice(answers, prompts, options, overwrite=overwrite)
     _report(out, answers, scored, settings, prompts, n_shown=n_shown)
 
@@ -154,6 +156,13 @@ def _tables(paths: Sequence[str], column: str) -> Answers:
         items += zip(table["question"], table["answer"], strict=True)
         given += [None if math.isnan(value) else value for value in table[column]]
     return Answers(items, given)
+
+
+def _scored_by(paths: Sequence[str], judge_model: str) -> list[str]:
+    """The tables whose sidecar names this judge."""
+    from persona_vectors.files import read_sidecar
+
+    return [path for path in paths if read_sidecar(path).get("settings", {}).get("judge_model") == judge_model]
 
 
 def _labelled(path: Path) -> Answers:

@@ -14,6 +14,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from eval import judge_report
 from persona_vectors import cli
 from persona_vectors.agreement import BAND, agreement
+from persona_vectors.files import write_sidecar
 from tests.loopback_openai import LoopbackOpenAI
 
 QUESTIONS = [f"question {i % 12}" for i in range(120)]
@@ -152,6 +153,17 @@ def test_a_judge_against_the_tables_own_scores(table: Path, server, tmp_path, ca
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert len(server.requests) == 6
     assert run(*argv) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+def test_a_judge_against_scores_that_it_wrote_itself_is_said_to_be_circular(table: Path, server, tmp_path, capsys):
+    write_sidecar(table, {"settings": {"judge_model": "one"}})
+    argv = ["--file_path", str(table), "--trait", "humorous"]
+    assert run(*argv, "--judge_model", "one", "--output_path", str(tmp_path / "same.csv")) == 0
+    assert "note: one wrote these scores itself" in capsys.readouterr().out
+    for number, judges in enumerate((["two"], ["one", "--other_judge", "two"])):
+        assert run(*argv, "--output_path", str(tmp_path / f"{number}.csv"), "--judge_model", *judges) == 0
+        assert "wrote these scores itself" not in capsys.readouterr().out
+    assert len(server.requests) == 12, "six answers by each judge, whatever they are compared with"
 
 
 def test_two_judges_and_a_refusal(table: Path, server, tmp_path, capsys):
