@@ -70,7 +70,6 @@ def main(
 
 def _check(trait: str, description: str, model: str, n_pairs: int, n_questions: int) -> None:
     """Refuses what can be known to fail before anything is asked."""
-    from persona_vectors.chat_api import environment
     from persona_vectors.traits import RESERVED_NAMES, canonical_name
 
     name = canonical_name(trait)
@@ -90,6 +89,13 @@ def _check(trait: str, description: str, model: str, n_pairs: int, n_questions: 
         raise ValueError(
             f"--n_pairs must be at least 1 and --n_questions an even number; got {n_pairs} and {n_questions}"
         )
+    check_model(model)
+
+
+def check_model(model: str) -> None:
+    """ValueError for a folder, and where neither a key nor a server is named."""
+    from persona_vectors.chat_api import environment
+
     if Path(model).is_dir():
         raise ValueError(
             f"--model {model} is a folder; serve it with an OpenAI-compatible server and set OPENAI_BASE_URL"
