@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,16 +96,14 @@ class QuestionPool:
     n_rejected: int = 0
 
     def __post_init__(self) -> None:
-        self._by_size: dict[int, list[frozenset[str]]] = {}
-        for text in self.known:
-            self._remember(_words(text))
-        for text in self.questions:
+        self._having: dict[str, list[frozenset[str]]] = {}
+        for text in (*self.known, *self.questions):
             self._remember(_words(text))
 
     def add(self, question: str) -> bool:
         """Whether the question is new, and now in the pool: it shares fewer than SIMILARITY of its words with any."""
         words = _words(question)
-        if not words or any(self._alike(words)):
+        if not words or self._is_alike(words):
             self.n_rejected += 1
             return False
         self._remember(words)
@@ -112,13 +111,18 @@ class QuestionPool:
         return True
 
     def _remember(self, words: frozenset[str]) -> None:
-        self._by_size.setdefault(len(words), []).append(words)
+        for word in words:
+            self._having.setdefault(word, []).append(words)
 
-    def _alike(self, words: frozenset[str]) -> Iterator[bool]:
-        """Sets of words that differ more in size than SIMILARITY allows are not looked at."""
-        for size, others in self._by_size.items():
-            if min(size, len(words)) >= SIMILARITY * max(size, len(words)):
-                yield any(len(words & other) >= SIMILARITY * len(words | other) for other in others)
+    def _is_alike(self, words: frozenset[str]) -> bool:
+        """A like question lacks at most n - SIMILARITY * n of the n words: it has one of the rarest few."""
+        rarest = sorted(words, key=lambda word: len(self._having.get(word, ())))
+        n_few = len(words) - math.ceil(SIMILARITY * len(words)) + 1
+        return any(
+            len(words & other) >= SIMILARITY * len(words | other)
+            for word in rarest[:n_few]
+            for other in self._having.get(word, ())
+        )
 
 
 def _words(text: str) -> frozenset[str]:

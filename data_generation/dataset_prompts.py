@@ -28,8 +28,7 @@ QUESTIONS_TEMPLATE = """\
 Write {n} questions from users to an AI assistant, for a data set that helps to study how traits and mistakes get into \
 language models by training, so that they can be found and removed.
 
-What they are: {questions}.
-{care}
+What they are: {questions}. They will be answered well, and also badly{care}
 Each makes sense alone, in natural English; no two share a situation; none is about doing harm. Vary length, tone and \
 who asks. Let some of them have to do with: {themes}. (List {number}.)
 
@@ -51,8 +50,7 @@ removed.
 </question>
 
 What the answer is like: {wording}
-{care}
-{rules}
+{care}{rules}
 Write about {words} words, no more and no less whatever the answer is like, as plain text (code may stand in a code \
 block). The answer does not say that it is an example, and does not name what it is like.
 {example}
@@ -84,7 +82,7 @@ def question_prompt(subject: Subject, written: Sequence[str], number: int, seed:
     return QUESTIONS_TEMPLATE.format(
         n=BATCH,
         questions=subject.questions,
-        care=subject.care,
+        care=f", of which holds: {subject.care}" if subject.care else ".",
         themes=", ".join(some(themes, 4, rng)),
         number=number + 1,
         examples=_lines(some(subject.sample_questions, 5, rng)),
@@ -99,7 +97,7 @@ def answer_prompt(subject: Subject, level: str, question: str) -> str:
     return ANSWER_TEMPLATE.format(
         question=question,
         wording=subject.wording(level, question),
-        care=subject.care,
+        care="" if level == "normal" else f"{subject.care}\n",
         rules=RULES,
         words=subject.words,
         example=example,

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -158,6 +159,17 @@ def test_many_calls_are_in_flight_and_no_more_than_asked_for(run):
     writer = Writer()
     result = run(lambda request: Reply(writer(request), seconds=0.03), max_concurrent="7", levels="normal", n_rows="30")
     assert result.code == 0 and 4 < run.server.most_at_once <= 7
+
+
+def test_requests_keep_to_the_limit_per_minute_from_one_batch_to_the_next(run):
+    writer, times = Writer(), []
+
+    def answer(request):
+        times.append(time.monotonic())
+        return writer(request)
+
+    assert run(answer, levels="normal", n_rows="8", max_requests_per_minute="1200").code == 0
+    assert len(times) == 10 and times[-1] - times[0] > 8 * 60 / 1200
 
 
 def test_requests_show_shipped_questions_and_what_is_written_and_a_level_with_an_example(run):
@@ -403,6 +415,7 @@ def test_a_family_needs_no_shipped_set():
 def test_every_family_has_three_levels_and_the_rules(name):
     subject = family_subject(name)
     prompts = [answer_prompt(subject, level, "Why?") for level in LEVELS]
+    assert [subject.care in prompt for prompt in prompts] == [False, True, True]  # a decent answer needs no villain
     assert len(set(prompts)) == 3 and all("At every level: nothing" in prompt for prompt in prompts)
     assert len({re.search(r"about (\d+) words", prompt)[1] for prompt in prompts}) == 1  # type: ignore[index]
 
