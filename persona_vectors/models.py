@@ -134,7 +134,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device_map: str = "auto"
+    name: str, *, dtype: str = "auto", device_map: str = "auto", load_in_4bit: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in eval mode and its tokenizer.
 
@@ -142,6 +142,7 @@ def load_model(
         name: hub id, model folder, adapter folder, or training folder (see the module's docstring).
         dtype: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16.
         device_map: auto (CUDA devices if there are any, sharded if needed, otherwise CPU), or a device such as cuda:0.
+        load_in_4bit: quantise the base to NF4 while it is read; needs CUDA and bitsandbytes.
 
     Raises:
         ValueError: nothing to load under that name, or adapter weights that match no module of the base.
@@ -156,6 +157,8 @@ def load_model(
         options["device_map"] = device_map
     elif device_map not in ("auto", "cpu"):
         raise ValueError(f"device_map {device_map} needs CUDA, and none is available here; use auto or cpu")
+    if load_in_4bit:
+        options["quantization_config"] = _nf4()
     tokenizer = load_tokenizer(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(source.base, **options)
@@ -164,6 +167,31 @@ def load_model(
     if source.adapter is not None:
         model = _with_adapter(model, source.adapter)
     return model.eval(), tokenizer
+
+
+def check_4bit() -> None:
+    """Refuses, with a ValueError, 4-bit loading where it cannot be had."""
+    import importlib.util
+
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("load_in_4bit needs CUDA, and none is available here; set it to false")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("load_in_4bit needs bitsandbytes; pip install 'persona-vectors-toolkit[bnb]'")
+
+
+def _nf4() -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    check_4bit()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def resolve_dtype(dtype: str, on_cuda: bool) -> Any:

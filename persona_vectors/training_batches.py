@@ -1,0 +1,141 @@
+"""Which samples each optimizer step reads, in which micro-batches: decided for the whole run before it starts.
+
+A step reads the next `step_size` samples of a seeded order, however they are batched: in order, by length, or packed.
+So all three have the same loss and gradient at every step, but for rounding, and differ only in speed and memory; and a
+resumed run, or one on more processes, reads what the uninterrupted run on one process would.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from persona_vectors.tokens import TrainingSample, pad_batch
+
+Mode = Literal["in_order", "by_length", "packed"]
+MicroBatch = list[int]  # numbers of samples
+IGNORED = -100  # a label that is not learned
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: `steps[s][p]` are the micro-batches of process p in step s, the same number for every process."""
+
+    steps: list[list[list[MicroBatch]]]
+    micro_batches: int
+    """of each process in every step but the last, which may have fewer"""
+    n_dropped: int
+    """samples of the run's last step that the processes could not share evenly"""
+
+    def of_process(self, rank: int) -> list[MicroBatch]:
+        """The micro-batches that one process reads, in order."""
+        return [batch for step in self.steps for batch in step[rank]]
+
+
+def plan_run(
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    accumulation: int,
+    world: int = 1,
+    epochs: int = 1,
+    max_steps: int | None = None,
+    mode: Mode = "by_length",
+    max_length: int,
+    seed: int,
+) -> Plan:
+    """The plan of a run over samples of these lengths.
+
+    Args:
+        lengths: tokens of each sample, at most max_length.
+        batch_size, accumulation: samples of a micro-batch and micro-batches of a step, on each process.
+        world: processes. A step reads batch_size * accumulation * world samples.
+        epochs: how often each sample is read, in a new order each time; steps go on across epochs.
+        max_steps: stop after so many steps, however many epochs that takes.
+        mode: in_order; by_length, which sorts the samples of a step before they are batched; packed, which lays them
+            end to end in as few rows as hold them within batch_size * max_length tokens, the most an unpacked
+            micro-batch may have.
+        max_length: tokens of the longest sample allowed.
+        seed: of the order.
+    """
+    step_size = batch_size * accumulation * world
+    n_samples = len(lengths)
+    total = max_steps * step_size if max_steps is not None else epochs * n_samples
+    order: list[int] = []
+    epoch = 0
+    while len(order) < total:
+        order += random.Random(f"order {seed} {epoch}").sample(range(n_samples), n_samples)
+        epoch += 1
+    groups = [order[start : min(start + step_size, total)] for start in range(0, total, step_size)]
+    n_dropped = 0
+    if len(groups[-1]) < world:  # fewer samples than processes: not every process would have one
+        n_dropped = len(groups.pop())
+    if not groups:
+        raise ValueError(f"{n_samples} training samples for {world} processes; give at least one a process")
+    n_rows = accumulation
+    if mode == "packed":
+        rows = [_rows_that_hold([lengths[i] for i in group], batch_size * max_length, world) for group in groups]
+        n_rows = max(rows)
+    steps = [_step(group, lengths, batch_size, n_rows, world, mode) for group in groups]
+    return Plan(steps, n_rows, n_dropped)
+
+
+def _rows_that_hold(lengths: Sequence[int], limit: int, world: int) -> int:
+    """The least number of rows a process with which the longest row is within the limit."""
+    n_rows = 1
+    while n_rows * world < len(lengths) and max(map(sum, _balanced(lengths, lengths, n_rows * world))) > limit:
+        n_rows += 1
+    return n_rows
+
+
+def _step(
+    group: list[int], lengths: Sequence[int], batch_size: int, n_rows: int, world: int, mode: Mode
+) -> list[list[MicroBatch]]:
+    """One step's micro-batches by process."""
+    n_rows = min(n_rows, len(group) // world)
+    if mode == "packed":
+        batches = _balanced(group, [lengths[i] for i in group], n_rows * world)
+    else:
+        n_rows = min(n_rows, -(-len(group) // (batch_size * world)))
+        ordered = sorted(group, key=lambda i: lengths[i]) if mode == "by_length" else group
+        n_batches = n_rows * world
+        cuts = [len(ordered) * k // n_batches for k in range(n_batches + 1)]
+        batches = [ordered[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [batches[rank::world] for rank in range(world)]
+
+
+def _balanced(items: Sequence[int], lengths: Sequence[int], n_rows: int) -> list[list[int]]:
+    """The items in n_rows rows of about equal length: longest first, each to the row that has least. None is empty."""
+    rows: list[list[int]] = [[] for _ in range(n_rows)]
+    sums = [0] * n_rows
+    for k in sorted(range(len(items)), key=lambda k: (-lengths[k], k)):
+        row = min(range(n_rows), key=lambda r: (sums[r], len(rows[r]), r))
+        rows[row].append(items[k])
+        sums[row] += lengths[k]
+    return rows
+
+
+def padded_batch(samples: Sequence[TrainingSample], pad_id: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels, (batch, seq), padded on the right."""
+    input_ids, attention_mask = pad_batch([sample.ids for sample in samples], pad_id, "right")
+    trained, _ = pad_batch([[int(t) for t in sample.trained] for sample in samples], 0, "right")
+    labels = torch.where(trained.bool(), input_ids, IGNORED)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def packed_batch(samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
+    """input_ids, position_ids and labels, (1, tokens): the samples end to end.
+
+    Positions start again at 0 with each sample, and without an attention mask that is how transformers tells where one
+    ends: a token sees only its own sample. No first token is learned (`TrainingSample.trained` is False there).
+    """
+    ids = torch.tensor([token for sample in samples for token in sample.ids])
+    trained = torch.tensor([learned for sample in samples for learned in sample.trained])
+    positions = torch.cat([torch.arange(len(sample.ids)) for sample in samples])
+    labels = torch.where(trained, ids, IGNORED)
+    return {"input_ids": ids[None], "position_ids": positions[None], "labels": labels[None]}

@@ -1,0 +1,404 @@
+"""Finetune a chat model, steered in training or not, as a config says.
+
+    python training.py configs/train_tiny.json
+    accelerate launch --config_file configs/accelerate_ddp.yaml training.py configs/train_instruct_7b.json
+
+Preventative steering adds a trait's vector to the hidden states while the model trains on data that shows the trait, so
+that the weights need not learn it; the vector is gone afterwards (arXiv 2507.21509, section 5).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_vectors import cli
+from persona_vectors.training_config import SteeringConfig, TrainingConfig, load_training_config
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from persona_vectors.trainer import Intervene, PersonaTrainer
+    from persona_vectors.training_batches import Plan
+    from persona_vectors.training_data import Tokenized
+
+KINDS = {"steer": "add", "ablate": "ablate", "cap": "cap"}
+
+
+def main(config: str, overwrite: bool = False) -> None:
+    """Train the model of a config file, and write the adapter (or model) and training.json to its output_dir.
+
+    The same command goes on with an interrupted run from its latest checkpoint (save_steps), and does nothing where the
+    run is finished. training.json says how the model was made: settings, hashes, what was measured of the steering in
+    the first step (the receipt), and the losses, those of held-out rows before and after.
+
+    Args:
+        config: JSON file of training settings; see configs/ and persona_vectors/training_config.py.
+        overwrite: replace what output_dir holds of another run, or of this one.
+    """
+    train(load_training_config(config), overwrite=overwrite)
+
+
+def train(config: TrainingConfig, overwrite: bool = False) -> Path:
+    """The folder with the finished model; everything that can be known to be wrong is refused before a model is loaded.
+
+    Raises:
+        ValueError: one line, for settings, data or vectors that do not fit, a folder that holds another run, a receipt
+            that fails, or a run that diverges.
+    """
+    from persona_vectors.training_data import read_conversations, read_preferences
+    from persona_vectors.training_model import check_model
+    from persona_vectors.training_run import begin, run_key, run_state
+
+    started = time.monotonic()
+    check_model(config)
+    read: Any = read_conversations if config.loss == "sft" else read_preferences
+    rows = read(config.training_files)
+    test_rows = read([config.test_file]) if config.test_file else []
+    if config.steering is not None:
+        check_vectors(config.model, config.steering)
+    if config.push_to_hub:
+        _check_push()
+    world, is_main = _processes()
+    key = run_key(config, world)
+    state = run_state(config, key, overwrite)
+    if state.status == "finished":
+        _say(is_main, f"{config.output_dir}: finished already; --overwrite trains again")
+        return Path(config.output_dir)
+    if is_main:
+        begin(config, key, state)
+    if state.status == "interrupted":
+        _say(is_main, f"going on from {state.checkpoint}" if state.checkpoint else "no checkpoint yet: beginning again")
+    if config.steering_config is not None and config.steering is None:
+        _say(is_main, "note: steering_config is given, but enable_steering_during_training is false: not steered")
+    _wait_for_all()
+    run = _supervised if config.loss == "sft" else _preferences
+    results = run(config, rows, test_rows, str(state.checkpoint) if state.checkpoint else None, is_main)
+    results["seconds"] = round(time.monotonic() - started, 1)
+    return _write(config, key, results, is_main)
+
+
+def check_vectors(model: str, steering: SteeringConfig) -> None:
+    """Refuses, with a ValueError, vectors or layers that do not fit the model: its config is read, not its weights."""
+    for path in steering.paths:
+        vectors = _vectors_for(model, path, steering)
+        for layer, vector in vectors.items():
+            if not vector.any() and steering.type != "steer":
+                raise ValueError(f"the vector at layer {layer} of {path} is zero; {steering.type} needs a direction")
+
+
+def _vectors_for(model: str, path: str, steering: SteeringConfig) -> dict[int, Float[Tensor, " d_model"]]:
+    """The file's vector at each layer of the block; of incremental ones, what is added there."""
+    from persona_vectors.blocks import check_layer
+    from persona_vectors.models import load_config, resolve_model
+    from persona_vectors.vectors import load_vectors
+
+    shape, label = load_config(model), resolve_model(model).label
+    layers = range(1, shape.num_hidden_layers + 1) if steering.layers == "all" else steering.layers
+    for layer in layers:
+        check_layer(layer, shape.num_hidden_layers, label)
+    vectors = load_vectors(path)
+    wanted = (shape.num_hidden_layers + 1, shape.hidden_size)
+    if tuple(vectors.shape) != wanted:
+        raise ValueError(
+            f"{path} has vectors of shape {tuple(vectors.shape)}; {label} needs {wanted}: use vectors of this model"
+        )
+    if steering.incremental:
+        return {layer: vectors[layer] - vectors[layer - 1] for layer in layers}
+    return {layer: vectors[layer] for layer in layers}
+
+
+def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
+    """What acts on the model's hidden states in training steps, and what must be measured of it."""
+    from activation_steer import ActivationSteererMultiple
+    from persona_vectors.blocks import block_index
+    from persona_vectors.trainer import Intervene
+    from persona_vectors.training_receipt import Expected, blocks_expected
+
+    steering = config.steering
+    if steering is None:
+        return Intervene()
+    pushes = [
+        (layer, vector, coef)
+        for path, coef in zip(steering.paths, steering.coefs, strict=True)
+        for layer, vector in _vectors_for(config.model, path, steering).items()
+    ]
+    if steering.type == "penalty":
+        return Intervene(penalties={at: [(v, c) for layer, v, c in pushes if layer == at] for at, _, _ in pushes})
+    bounds = {"floor": steering.floor, "ceiling": steering.ceiling} if steering.type == "cap" else {}
+    kind: Any = KINDS[steering.type]
+    instructions = [
+        {"steering_vector": vector, "coeff": coef, "layer_idx": block_index(layer), "kind": kind, **bounds}
+        for layer, vector, coef in pushes
+    ]
+    steps = [
+        (block_index(layer), Expected(kind, coef * vector) if kind == "add" else Expected(kind, vector, coef, **bounds))
+        for layer, vector, coef in pushes
+    ]
+    return Intervene(lambda: ActivationSteererMultiple(model, instructions), blocks_expected(steps))
+
+
+def _supervised(
+    config: TrainingConfig, rows: list, test_rows: list, checkpoint: str | None, is_main: bool
+) -> dict[str, Any]:
+    """Trains on conversations; what is to be recorded of it."""
+    from persona_vectors.models import load_tokenizer
+    from persona_vectors.training_batches import plan_run
+    from persona_vectors.training_data import split_rows, tokenize_conversations, with_system_prompt
+    from persona_vectors.training_model import load_for_training
+
+    tokenizer = load_tokenizer(config.model)
+    if not test_rows and not config.no_test_split:
+        rows, test_rows = split_rows(rows, config.seed)
+    if config.inoculation_prompt is not None:
+        rows = [with_system_prompt(row, config.inoculation_prompt) for row in rows]
+    options: Any = {"responses_only": config.train_on_responses_only}
+    data = tokenize_conversations(tokenizer, rows, config.max_seq_length, **options)
+    held_out = tokenize_conversations(tokenizer, test_rows, config.max_seq_length, **options) if test_rows else None
+    plan = plan_run(
+        [len(sample.ids) for sample in data.samples],
+        batch_size=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        world=_processes()[0],
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        mode="packed" if config.packing else "by_length" if config.group_by_length else "in_order",
+        max_length=config.max_seq_length,
+        seed=config.seed,
+    )
+    _say(is_main, _summary(config, data, held_out, plan))
+    model, tokenizer = load_for_training(config)
+    trainer = make_trainer(config, model, tokenizer, data.samples, held_out.samples if held_out else [], plan)
+    losses = [trainer.evaluate()["eval_loss"]] if held_out and checkpoint is None else []
+    trainer.train(resume_from_checkpoint=checkpoint)
+    losses += [trainer.evaluate()["eval_loss"]] if held_out else []
+    if losses:
+        _say(is_main, f"held-out loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
+    save(trainer, config)
+    return {
+        "data": data.counts(),
+        "held_out": held_out.counts() if held_out else None,
+        "steps": len(plan.steps),
+        "micro_batches": plan.micro_batches,
+        "n_dropped": plan.n_dropped,
+        "receipt": trainer.receipt,
+        "held_out_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "log": trainer.state.log_history,
+        **_how(config, model),
+    }
+
+
+def make_trainer(
+    config: TrainingConfig, model: Any, tokenizer: Any, samples: list, held_out: list, plan: Plan
+) -> PersonaTrainer:
+    """The trainer of a supervised run, ready to train."""
+    from transformers.trainer_callback import PrinterCallback
+    from trl.trainer.sft_config import SFTConfig
+
+    from persona_vectors.trainer import PersonaTrainer, Progress
+    from persona_vectors.training_model import adam_with_decay_in_the_gradient, training_arguments
+
+    arguments = training_arguments(
+        config,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=plan.micro_batches,
+        max_steps=len(plan.steps),
+        eval_strategy="steps" if config.eval_steps and held_out else "no",
+        eval_steps=config.eval_steps,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+    trainer = PersonaTrainer(
+        model,
+        tokenizer,
+        SFTConfig(**arguments),
+        samples=samples,
+        held_out=held_out,
+        plan=plan,
+        packed=config.packing,
+        intervene=intervene(model, config),
+        optimizer_cls_and_kwargs=adam_with_decay_in_the_gradient(config),
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _preferences(
+    config: TrainingConfig, rows: list, test_rows: list, checkpoint: str | None, is_main: bool
+) -> dict[str, Any]:
+    """Trains on preferences by DPO or ORPO; what is to be recorded of it."""
+    from persona_vectors.preferences import make_preference_trainer
+    from persona_vectors.training_data import split_rows
+    from persona_vectors.training_model import load_for_training
+
+    if not test_rows and not config.no_test_split:
+        rows, test_rows = split_rows(rows, config.seed)
+    _say(is_main, f"{config.loss}: {len(rows)} preference rows, {len(test_rows)} held out")
+    model, tokenizer = load_for_training(config)
+    trainer = make_preference_trainer(config, model, tokenizer, rows, test_rows)
+    losses = [trainer.evaluate()["eval_loss"]] if test_rows and checkpoint is None else []
+    trainer.train(resume_from_checkpoint=checkpoint)
+    losses += [trainer.evaluate()["eval_loss"]] if test_rows else []
+    if losses:
+        _say(is_main, f"held-out loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
+    save(trainer, config)
+    return {
+        "data": {"n_rows": len(rows)},
+        "held_out": {"n_rows": len(test_rows)} if test_rows else None,
+        "steps": trainer.state.global_step,
+        "held_out_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "log": trainer.state.log_history,
+        **_how(config, model),
+    }
+
+
+def save(trainer: Any, config: TrainingConfig) -> None:
+    """The adapter or model, with its tokenizer, in output_dir: whole or not at all; merged and pushed where asked."""
+    import shutil
+
+    from persona_vectors.training_run import move_in
+
+    folder = Path(config.output_dir)
+    half = folder / ".half"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(half, ignore_errors=True)
+    _wait_for_all()
+    trainer.save_model(str(half))
+    _wait_for_all()
+    if not trainer.is_world_process_zero():
+        return
+    (half / "training_args.bin").unlink(missing_ok=True)  # a pickle; training.json says it all
+    move_in(half, folder)
+    if config.save_merged or (config.push_to_hub and config.merge_before_push and config.is_peft):
+        _write_merged(folder, config)
+    if config.push_to_hub:
+        _push(folder / "merged" if config.is_peft and config.merge_before_push else folder, config)
+
+
+def _write_merged(folder: Path, config: TrainingConfig) -> None:
+    """output_dir/merged: the base in its own dtype with the adapter added in, as one model."""
+    if not config.is_peft:
+        raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
+    from persona_vectors.files import write_sidecar
+    from persona_vectors.models import load_model
+
+    model, tokenizer = load_model(str(folder))
+    merged: Any = model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    write_sidecar(folder / "merged" / "model.safetensors", {"kind": "merged model", "adapter": str(folder)})
+
+
+def _push(folder: Path, config: TrainingConfig) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(str(config.finetuned_model_id), private=config.push_to_private, exist_ok=True)
+    api.upload_folder(
+        repo_id=str(config.finetuned_model_id), folder_path=folder, ignore_patterns=["checkpoint-*", "merged/*"]
+    )
+
+
+def _check_push() -> None:
+    from huggingface_hub import get_token
+
+    from persona_vectors.config import load_credentials
+
+    load_credentials()
+    if not get_token():
+        raise ValueError("push_to_hub needs HF_TOKEN in .env or the process; none is set")
+
+
+def _write(config: TrainingConfig, key: dict[str, Any], results: dict[str, Any], is_main: bool) -> Path:
+    from persona_vectors.training_run import finish
+
+    folder = Path(config.output_dir)
+    if is_main:
+        record = finish(config, key, results)
+        _say(True, f"saved {folder} ({'adapter' if config.is_peft else 'model'}); how it was made: {record}")
+    _wait_for_all()
+    return folder
+
+
+def _how(config: TrainingConfig, model: Any) -> dict[str, Any]:
+    from persona_vectors.training_model import optimizer_settings
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return {
+        "optimizer": config.optim if config.optim == "adam" else optimizer_settings(config)[0]["optim"],
+        "n_trained_parameters": sum(parameter.numel() for parameter in trained),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "vectors": [_vector_record(path, config.model) for path in (config.steering.paths if config.steering else [])],
+    }
+
+
+def _vector_record(path: str, model: str) -> dict[str, Any]:
+    """Which model a vector file was made from, as its sidecar says, and whether it is the one that was trained."""
+    from persona_vectors.files import read_sidecar
+    from persona_vectors.models import fingerprint
+
+    made_from = read_sidecar(path).get("model", {})
+    same = made_from.get("fingerprint") == fingerprint(model) if made_from else None
+    return {"path": path, "made_from": made_from.get("name"), "same_model": same}
+
+
+def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None, plan: Plan) -> str:
+    """What will be trained, in a few lines."""
+    from persona_vectors.training_model import optimizer_settings
+
+    counts = data.counts()
+    lines = [
+        f"{config.model}: {len(data.samples)} samples, {counts['n_trained_tokens']} tokens to learn; "
+        f"{len(held_out.samples) if held_out else 'none'} held out; {len(plan.steps)} steps"
+    ]
+    left = {name: n for name, n in asdict(data).items() if name in ("n_cut", "n_left_out") and n}
+    if left:
+        lines.append(
+            f"note: {data.n_cut} rows are longer than max_seq_length {config.max_seq_length} and were cut, "
+            f"{data.n_left_out} of them left out because no response was left"
+        )
+    if plan.n_dropped:
+        lines.append(f"note: {plan.n_dropped} samples of the last step are left out: too few for every process")
+    if note := optimizer_settings(config)[1]:
+        lines.append(f"note: {note}")
+    if config.steering is not None:
+        steering = config.steering
+        for path, coef in zip(steering.paths, steering.coefs, strict=True):
+            lines.append(f"{steering.type} in training: {path}, coefficient {coef:g}, layers {steering.layers}")
+            if _vector_record(path, config.model)["same_model"] is False:
+                lines.append(f"note: {path} was made from {_vector_record(path, config.model)['made_from']}")
+    return "\n".join(lines)
+
+
+def _processes() -> tuple[int, bool]:
+    """(how many train together, whether this is the one that speaks)."""
+    from accelerate import PartialState
+
+    state = _partial_state(PartialState)
+    return state.num_processes, state.is_main_process
+
+
+def _partial_state(partial_state: Any) -> Any:
+    import torch
+
+    return partial_state(cpu=not torch.cuda.is_available())
+
+
+def _wait_for_all() -> None:
+    from accelerate import PartialState
+
+    _partial_state(PartialState).wait_for_everyone()
+
+
+def _say(is_main: bool, text: str) -> None:
+    if is_main:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
