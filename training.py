@@ -107,9 +107,27 @@ def _vectors_for(model: str, path: str, steering: SteeringConfig) -> dict[int, F
         raise ValueError(
             f"{path} has vectors of shape {tuple(vectors.shape)}; {label} needs {wanted}: use vectors of this model"
         )
-    if steering.incremental:
-        return {layer: vectors[layer] - vectors[layer - 1] for layer in layers}
-    return {layer: vectors[layer] for layer in layers}
+    lower = [layer - 1 for layer in layers]
+    chosen = vectors[list(layers)] - (vectors[lower] if steering.incremental else 0)
+    if steering.random_control is not None:
+        chosen = _random_like(chosen, list(layers), steering.random_control)
+    return dict(zip(layers, chosen, strict=True))
+
+
+def _random_like(
+    vectors: Float[Tensor, "layers d_model"], layers: list[int], number: int
+) -> Float[Tensor, "layers d_model"]:
+    """A random direction of each vector's norm: the control that says whether the direction matters."""
+    import torch
+
+    from persona_vectors.statistics import random_directions
+
+    return torch.stack(
+        [
+            random_directions(1, len(vector), float(vector.norm()), seed=1000 * number + layer)[0]
+            for vector, layer in zip(vectors, layers, strict=True)
+        ]
+    )
 
 
 def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
@@ -369,7 +387,12 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
     if config.steering is not None:
         steering = config.steering
         for path, coef in zip(steering.paths, steering.coefs, strict=True):
-            lines.append(f"{steering.type} in training: {path}, coefficient {coef:g}, layers {steering.layers}")
+            control = (
+                "" if steering.random_control is None else f"random direction {steering.random_control} of the norm of "
+            )
+            lines.append(
+                f"{steering.type} in training: {control}{path}, coefficient {coef:g}, layers {steering.layers}"
+            )
             if _vector_record(path, config.model)["same_model"] is False:
                 lines.append(f"note: {path} was made from {_vector_record(path, config.model)['made_from']}")
     return "\n".join(lines)

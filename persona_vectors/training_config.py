@@ -43,6 +43,8 @@ class SteeringConfig(BaseModel):
     """steer with v_L - v_(L-1) at each layer L: what is added up to a layer sums to v_L - v_0"""
     floor: Finite | None = None
     ceiling: Finite | None = None
+    random_control: Annotated[int, Field(ge=0)] | None = None
+    """the control: a random direction of the vector's norm in its place at each layer, seeded by this number"""
 
     @property
     def paths(self) -> list[str]:
