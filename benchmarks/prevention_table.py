@@ -31,6 +31,7 @@ from persona_vectors.files import write_bytes_atomic, write_json_atomic, write_t
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 
 Measured = dict[tuple[str, int, str], dict[str, Any]]
+FIRST = SEEDS[:1]  # longer runs are of one seed
 RANDOM = [f"random{k}" for k in range(1, N_RANDOM + 1)]
 ROWS = {
     "base": "base model, not finetuned",
@@ -63,7 +64,9 @@ def load(folder: Path) -> Measured:
         (t, s) for t in TRAITS for s in SEEDS if (t, s, "plain") not in found or (t, s, "prevented") not in found
     ]
     if missing:
-        raise ValueError(f"{folder} lacks the study's runs of {missing[0]}; run benchmarks/prevention.py to its end")
+        raise ValueError(
+            f"{folder} lacks the study's runs of {missing[0]}; run python -m benchmarks.prevention to its end"
+        )
     return found
 
 
@@ -79,9 +82,9 @@ def interval(values: np.ndarray) -> Interval:
     return cluster_bootstrap_mean(values.ravel(), questions.ravel().tolist())
 
 
-def mean(found: Measured, trait: str, case: str, what: str) -> float:
+def mean(found: Measured, trait: str, case: str, what: str, seeds: tuple[int, ...] = SEEDS) -> float:
     names = RANDOM if case == "random" else [case]
-    return float(np.mean([np.mean(found[trait, seed, name][what]) for seed in SEEDS for name in names]))
+    return float(np.mean([np.mean(found[trait, seed, name][what]) for seed in seeds for name in names]))
 
 
 def kept(found: Measured, trait: str, case: str) -> float:
@@ -155,7 +158,7 @@ def tables(found: Measured) -> str:
         if not reached:
             note = "No coefficient of steering after training comes down to the prevented level."
         text += ["", f"### {trait}", "", markdown(HEAD, rows), "", note]
-    text += ["", "### Longer training: trait score (coherence)", "", markdown(*curve(found))]
+    text += ["", "### Longer training, one seed: trait score (coherence)", "", markdown(*curve(found))]
     return "\n".join(text) + "\n"
 
 
@@ -165,7 +168,8 @@ def curve(found: Measured) -> tuple[list[str], list[list[str]]]:
     for trait in TRAITS:
         for case in ("plain", "random1", "prevented"):
             names = [case if n == STEPS else f"{case}_{n}" for n in steps]
-            cells = [f"{mean(found, trait, m, 'trait'):.0f} ({mean(found, trait, m, 'coherence'):.0f})" for m in names]
+            values = [[mean(found, trait, m, what, FIRST) for what in ("trait", "coherence")] for m in names]
+            cells = [f"{score:.0f} ({coherence:.0f})" for score, coherence in values]
             rows.append([trait, case, *cells])
     return ["trait", "model", *(f"{n} steps" for n in steps)], rows
 
@@ -199,15 +203,15 @@ def figure(found: Measured) -> bytes:
         axis.set_title(trait, fontsize=10)
         axis.set_xlabel("trait score (bar), coherence (dot)", fontsize=8)
     steps = (STEPS, 2 * STEPS, 4 * STEPS)
-    for trait, color in zip(TRAITS, ("#3b6ea5", "#b8442f", "#4d8f5b"), strict=True):
+    for trait, color in zip(TRAITS, ("#3b6ea5", "#b8442f", "#4d8f5b", "#9467a8"), strict=True):
         for case, dash in (("plain", ":"), ("random1", "--"), ("prevented", "-")):
             names = [case if n == STEPS else f"{case}_{n}" for n in steps]
-            values = [mean(found, trait, name, "trait") for name in names]
+            values = [mean(found, trait, name, "trait", FIRST) for name in names]
             axes[-1].plot(steps, values, dash, color=color, marker="o", ms=3, label=f"{trait}, {case}")
     axes[-1].set_ylim(0, 102)
     axes[-1].set_xticks(steps)
     axes[-1].set_xlabel("training steps", fontsize=8)
-    axes[-1].set_title("longer training: trait score", fontsize=10)
+    axes[-1].set_title("longer training, one seed: trait score", fontsize=10)
     axes[-1].legend(fontsize=7)
     return png_bytes(fig)
 
