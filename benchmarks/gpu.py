@@ -5,7 +5,8 @@
 
 Checks: steering adds exactly coef * vector at the target layer and nothing below it; the extraction engine equals the
 published one-sample loop. Timings: extraction and sampling in tokens per second, against the published loop in the same
-file, as medians of interleaved ratios; the model's arithmetic rate beside the card's own matrix rate.
+file, as medians of interleaved ratios; the model's arithmetic rate beside the card's own matrix rate; an optimizer step
+of finetuning, its batching and its steering, as benchmarks/training.py times it, on the shape's first four blocks.
 Nothing here needs weights or a network. The figures go into benchmarks/RESULTS.md by hand, with machine and commit.
 """
 
@@ -13,24 +14,31 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `training` is the command, not this folder's
+
 from activation_steer import ActivationSteerer
+from benchmarks import training as steps
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import block_index, read_blocks
 from persona_vectors.decoding import decode
 from persona_vectors.files import provenance
+from persona_vectors.models import load_tokenizer
 from persona_vectors.slots import grouped_attention
-from persona_vectors.tokens import TokenizedSample, pad_batch
+from persona_vectors.tokens import TokenizedSample, TrainingSample, pad_batch
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ SHAPES = {
 }
 REPEATS = 3
 ROLLOUTS = 10  # answers a prompt, where prompts are shared
+TRAINED_LAYERS, TRAINING_TURNS = 4, 9  # blocks of the model, and steps timed, in finetuning
 
 
 def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 0) -> None:
@@ -94,6 +103,8 @@ def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 
     report["sweep"] = time_sweep(model, spec, samples, seed)
     if device.startswith("cuda"):
         report["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    del model
+    report["training"], report["checks"]["training_losses_equal_published"] = time_training(spec, device, samples, seed)
     print(json.dumps(report, indent=2))
     failed = [name for name, check in report["checks"].items() if not check["ok"]]
     if failed:
@@ -298,6 +309,28 @@ def time_sweep(model: Any, spec: Shape, samples: list[TokenizedSample], seed: in
         "ratio_to_published": median_ratio(times["published"], times["one_job"]),
         "answers_equal": sum(ours[n] == theirs[n] for n in range(len(rows))) / len(rows),
     }
+
+
+def time_training(
+    spec: Shape, device: str, samples: list[TokenizedSample], seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(figures of each way to take an optimizer step, the check of their losses); on the first card, whatever `device`.
+
+    As in benchmarks/training.py: `ratio` is how much faster than published a batching is, or how much slower than by
+    length a steered step or gradient checkpointing; the memory is the peak, all ways' adapters and gradients included.
+    """
+    if device.startswith("cuda") and torch.cuda.device_count() > 1:
+        skipped = "several cards are visible, over which the trainer would spread a batch; set CUDA_VISIBLE_DEVICES=0"
+        return {"skipped": skipped}, {"ok": True, "skipped": skipped}
+    model = build_model(replace(spec, layers=TRAINED_LAYERS), device)
+    learned = [TrainingSample(s.ids, tuple(i >= s.prompt_len for i in range(len(s.ids)))) for s in samples]
+    with tempfile.TemporaryDirectory() as folder:
+        work = steps.make_work(model, load_tokenizer(steps.TINY), learned, Path(folder), seed)
+        ways = steps.take_turns(work, TRAINING_TURNS, seed)
+    errors = steps.loss_errors(ways)
+    bound = steps.LOSS_TOLERANCE if model.dtype == torch.float32 else 1e-3
+    figures = {"blocks": TRAINED_LAYERS, **steps.figures(ways, learned)}
+    return figures, {"ok": max(errors.values()) <= bound, "bound": bound, **errors}
 
 
 def interleaved(jobs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
