@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_vectors import cli
-from persona_vectors.training_config import SteeringConfig, TrainingConfig, load_training_config
+from persona_vectors.training_config import TrainingConfig, load_training_config
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from persona_vectors.trainer import Intervene, PersonaTrainer
@@ -52,7 +50,9 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     """
     from persona_vectors.training_data import read_conversations, read_preferences
     from persona_vectors.training_model import check_model
-    from persona_vectors.training_run import begin, run_key, run_state
+    from persona_vectors.training_run import begin, processes, run_key, run_state, wait_for_all
+    from persona_vectors.training_save import check_push
+    from persona_vectors.training_vectors import check_vectors
 
     started = time.monotonic()
     check_model(config)
@@ -62,8 +62,8 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     if config.steering is not None:
         check_vectors(config.model, config.steering)
     if config.push_to_hub:
-        _check_push()
-    world, is_main = _processes()
+        check_push()
+    world, is_main = processes()
     key = run_key(config, world)
     state = run_state(config, key, overwrite)
     if state.status == "finished":
@@ -75,59 +75,11 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
         _say(is_main, f"going on from {state.checkpoint}" if state.checkpoint else "no checkpoint yet: beginning again")
     if config.steering_config is not None and config.steering is None:
         _say(is_main, "note: steering_config is given, but enable_steering_during_training is false: not steered")
-    _wait_for_all()
+    wait_for_all()
     run = _supervised if config.loss == "sft" else _preferences
     results = run(config, rows, test_rows, str(state.checkpoint) if state.checkpoint else None, is_main)
     results["seconds"] = round(time.monotonic() - started, 1)
     return _write(config, key, results, is_main)
-
-
-def check_vectors(model: str, steering: SteeringConfig) -> None:
-    """Refuses, with a ValueError, vectors or layers that do not fit the model: its config is read, not its weights."""
-    for path in steering.paths:
-        vectors = _vectors_for(model, path, steering)
-        for layer, vector in vectors.items():
-            if not vector.any() and steering.type != "steer":
-                raise ValueError(f"the vector at layer {layer} of {path} is zero; {steering.type} needs a direction")
-
-
-def _vectors_for(model: str, path: str, steering: SteeringConfig) -> dict[int, Float[Tensor, " d_model"]]:
-    """The file's vector at each layer of the block; of incremental ones, what is added there."""
-    from persona_vectors.blocks import check_layer
-    from persona_vectors.models import load_config, resolve_model
-    from persona_vectors.vectors import load_vectors
-
-    shape, label = load_config(model), resolve_model(model).label
-    layers = range(1, shape.num_hidden_layers + 1) if steering.layers == "all" else steering.layers
-    for layer in layers:
-        check_layer(layer, shape.num_hidden_layers, label)
-    vectors = load_vectors(path)
-    wanted = (shape.num_hidden_layers + 1, shape.hidden_size)
-    if tuple(vectors.shape) != wanted:
-        raise ValueError(
-            f"{path} has vectors of shape {tuple(vectors.shape)}; {label} needs {wanted}: use vectors of this model"
-        )
-    lower = [layer - 1 for layer in layers]
-    chosen = vectors[list(layers)] - (vectors[lower] if steering.incremental else 0)
-    if steering.random_control is not None:
-        chosen = _random_like(chosen, list(layers), steering.random_control)
-    return dict(zip(layers, chosen, strict=True))
-
-
-def _random_like(
-    vectors: Float[Tensor, "layers d_model"], layers: list[int], number: int
-) -> Float[Tensor, "layers d_model"]:
-    """A random direction of each vector's norm: the control that says whether the direction matters."""
-    import torch
-
-    from persona_vectors.statistics import random_directions
-
-    return torch.stack(
-        [
-            random_directions(1, len(vector), float(vector.norm()), seed=1000 * number + layer)[0]
-            for vector, layer in zip(vectors, layers, strict=True)
-        ]
-    )
 
 
 def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
@@ -136,6 +88,7 @@ def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
     from persona_vectors.blocks import block_index
     from persona_vectors.trainer import Intervene
     from persona_vectors.training_receipt import Expected, blocks_expected
+    from persona_vectors.training_vectors import vectors_for
 
     steering = config.steering
     if steering is None:
@@ -143,7 +96,7 @@ def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
     pushes = [
         (layer, vector, coef)
         for path, coef in zip(steering.paths, steering.coefs, strict=True)
-        for layer, vector in _vectors_for(config.model, path, steering).items()
+        for layer, vector in vectors_for(config.model, path, steering).items()
     ]
     if steering.type == "penalty":
         return Intervene(penalties={at: [(v, c) for layer, v, c in pushes if layer == at] for at, _, _ in pushes})
@@ -168,6 +121,8 @@ def _supervised(
     from persona_vectors.training_batches import plan_run
     from persona_vectors.training_data import split_rows, tokenize_conversations, with_system_prompt
     from persona_vectors.training_model import load_for_training
+    from persona_vectors.training_run import processes
+    from persona_vectors.training_save import save
 
     tokenizer = load_tokenizer(config.model)
     if not test_rows and not config.no_test_split:
@@ -181,7 +136,7 @@ def _supervised(
         [len(sample.ids) for sample in data.samples],
         batch_size=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
-        world=_processes()[0],
+        world=processes()[0],
         epochs=config.epochs,
         max_steps=config.max_steps,
         mode="packed" if config.packing else "by_length" if config.group_by_length else "in_order",
@@ -253,6 +208,7 @@ def _preferences(
     from persona_vectors.preferences import make_preference_trainer
     from persona_vectors.training_data import split_rows
     from persona_vectors.training_model import load_for_training
+    from persona_vectors.training_save import save
 
     if not test_rows and not config.no_test_split:
         rows, test_rows = split_rows(rows, config.seed)
@@ -275,99 +231,34 @@ def _preferences(
     }
 
 
-def save(trainer: Any, config: TrainingConfig) -> None:
-    """The adapter or model, with its tokenizer, in output_dir: whole or not at all; merged and pushed where asked."""
-    import shutil
-
-    from persona_vectors.training_run import move_in
-
-    folder = Path(config.output_dir)
-    half = folder / ".half"
-    if trainer.is_world_process_zero():
-        shutil.rmtree(half, ignore_errors=True)
-    _wait_for_all()
-    trainer.save_model(str(half))
-    _wait_for_all()
-    if not trainer.is_world_process_zero():
-        return
-    (half / "training_args.bin").unlink(missing_ok=True)  # a pickle; training.json says it all
-    move_in(half, folder)
-    if config.save_merged or (config.push_to_hub and config.merge_before_push and config.is_peft):
-        _write_merged(folder, config)
-    if config.push_to_hub:
-        _push(folder / "merged" if config.is_peft and config.merge_before_push else folder, config)
-
-
-def _write_merged(folder: Path, config: TrainingConfig) -> None:
-    """output_dir/merged: the base in its own dtype with the adapter added in, as one model."""
-    if not config.is_peft:
-        raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
-    from persona_vectors.files import write_sidecar
-    from persona_vectors.models import load_model
-
-    model, tokenizer = load_model(str(folder))
-    merged: Any = model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    merged.save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
-    write_sidecar(folder / "merged" / "model.safetensors", {"kind": "merged model", "adapter": str(folder)})
-
-
-def _push(folder: Path, config: TrainingConfig) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(str(config.finetuned_model_id), private=config.push_to_private, exist_ok=True)
-    api.upload_folder(
-        repo_id=str(config.finetuned_model_id), folder_path=folder, ignore_patterns=["checkpoint-*", "merged/*"]
-    )
-
-
-def _check_push() -> None:
-    from huggingface_hub import get_token
-
-    from persona_vectors.config import load_credentials
-
-    load_credentials()
-    if not get_token():
-        raise ValueError("push_to_hub needs HF_TOKEN in .env or the process; none is set")
-
-
 def _write(config: TrainingConfig, key: dict[str, Any], results: dict[str, Any], is_main: bool) -> Path:
-    from persona_vectors.training_run import finish
+    from persona_vectors.training_run import finish, wait_for_all
 
     folder = Path(config.output_dir)
     if is_main:
         record = finish(config, key, results)
         _say(True, f"saved {folder} ({'adapter' if config.is_peft else 'model'}); how it was made: {record}")
-    _wait_for_all()
+    wait_for_all()
     return folder
 
 
 def _how(config: TrainingConfig, model: Any) -> dict[str, Any]:
     from persona_vectors.training_model import optimizer_settings
+    from persona_vectors.training_vectors import vector_record
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return {
         "optimizer": config.optim if config.optim == "adam" else optimizer_settings(config)[0]["optim"],
         "n_trained_parameters": sum(parameter.numel() for parameter in trained),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "vectors": [_vector_record(path, config.model) for path in (config.steering.paths if config.steering else [])],
+        "vectors": [vector_record(path, config.model) for path in (config.steering.paths if config.steering else [])],
     }
-
-
-def _vector_record(path: str, model: str) -> dict[str, Any]:
-    """Which model a vector file was made from, as its sidecar says, and whether it is the one that was trained."""
-    from persona_vectors.files import read_sidecar
-    from persona_vectors.models import fingerprint
-
-    made_from = read_sidecar(path).get("model", {})
-    same = made_from.get("fingerprint") == fingerprint(model) if made_from else None
-    return {"path": path, "made_from": made_from.get("name"), "same_model": same}
 
 
 def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None, plan: Plan) -> str:
     """What will be trained, in a few lines."""
     from persona_vectors.training_model import optimizer_settings
+    from persona_vectors.training_vectors import vector_record
 
     counts = data.counts()
     lines = [
@@ -393,29 +284,9 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
             lines.append(
                 f"{steering.type} in training: {control}{path}, coefficient {coef:g}, layers {steering.layers}"
             )
-            if _vector_record(path, config.model)["same_model"] is False:
-                lines.append(f"note: {path} was made from {_vector_record(path, config.model)['made_from']}")
+            if vector_record(path, config.model)["same_model"] is False:
+                lines.append(f"note: {path} was made from {vector_record(path, config.model)['made_from']}")
     return "\n".join(lines)
-
-
-def _processes() -> tuple[int, bool]:
-    """(how many train together, whether this is the one that speaks)."""
-    from accelerate import PartialState
-
-    state = _partial_state(PartialState)
-    return state.num_processes, state.is_main_process
-
-
-def _partial_state(partial_state: Any) -> Any:
-    import torch
-
-    return partial_state(cpu=not torch.cuda.is_available())
-
-
-def _wait_for_all() -> None:
-    from accelerate import PartialState
-
-    _partial_state(PartialState).wait_for_everyone()
 
 
 def _say(is_main: bool, text: str) -> None:

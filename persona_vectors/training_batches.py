@@ -72,9 +72,9 @@ def plan_run(
         order += random.Random(f"order {seed} {epoch}").sample(range(n_samples), n_samples)
         epoch += 1
     groups = [order[start : min(start + step_size, total)] for start in range(0, total, step_size)]
-    n_dropped = 0
-    if len(groups[-1]) < world:  # fewer samples than processes: not every process would have one
-        n_dropped = len(groups.pop())
+    n_dropped = len(groups[-1]) % world  # every process must have equally many micro-batches, none of them empty
+    groups[-1] = groups[-1][: len(groups[-1]) - n_dropped]
+    groups = [group for group in groups if group]
     if not groups:
         raise ValueError(f"{n_samples} training samples for {world} processes; give at least one a process")
     n_rows = accumulation

@@ -18,6 +18,8 @@ T = TypeVar("T")
 Row = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
 TEST_SHARE = 0.1
+FAMILIES = {"sycophantic": "sycophancy", "hallucinating": "hallucination"}
+"""Traits whose data family has another name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,25 @@ class Tokenized:
         tokens = {"n_tokens": sum(len(sample.ids) for sample in self.samples)}
         tokens["n_trained_tokens"] = sum(sum(sample.trained) for sample in self.samples)
         return {"n_rows": self.n_rows, "n_cut": self.n_cut, "n_left_out": self.n_left_out, **tokens}
+
+
+def family_of(trait: str, model: str, dataset: str | Path = "dataset") -> str:
+    """The folder under `dataset` whose rows show the trait, for this model: evil -> evil, sycophantic -> sycophancy.
+
+    A model folder that ships its own traits has data in its own language: evil of models/tiny-persona -> tiny_evil.
+
+    Raises:
+        ValueError: there is no such folder; names those there are.
+    """
+    from persona_vectors.models import resolve_model
+
+    base = Path(resolve_model(model).base)
+    own = (base / "traits").is_dir()
+    family = f"{base.name.partition('-')[0]}_{trait}" if own else FAMILIES.get(trait, trait)
+    if not (Path(dataset) / family).is_dir():
+        known = sorted(path.name for path in Path(dataset).glob("*") if path.is_dir())
+        raise ValueError(f"there is no data family {Path(dataset) / family}; there are {', '.join(known) or 'none'}")
+    return family
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[list[dict[str, str]]]:

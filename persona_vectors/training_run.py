@@ -132,3 +132,21 @@ def move_in(half: Path, folder: Path) -> None:
     for path in sorted(half.iterdir(), key=lambda path: path.name in last):
         os.replace(path, folder / path.name)
     half.rmdir()
+
+
+def processes() -> tuple[int, bool]:
+    """(how many train together, whether this is the one that speaks and writes)."""
+    state = _state()
+    return state.num_processes, state.is_main_process
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    _state().wait_for_everyone()
+
+
+def _state() -> Any:
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())

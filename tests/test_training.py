@@ -25,6 +25,7 @@ from persona_vectors.trainer import check_packing
 from persona_vectors.training_batches import packed_batch, padded_batch, plan_run
 from persona_vectors.training_config import TrainingConfig
 from persona_vectors.training_model import load_for_training
+from persona_vectors.training_vectors import vectors_for
 from tests.conftest import ROOT
 from tests.tiny_models import ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, word_tokenizer
 
@@ -170,7 +171,7 @@ def test_incremental_vectors_telescope(folder):
     """What is added up to layer L sums to v_L - v_0."""
     config = config_of(folder, folder, **steered(folder, layers="all", incremental=True))
     assert config.steering is not None
-    increments = training._vectors_for(config.model, str(folder / "v.pt"), config.steering)
+    increments = vectors_for(config.model, str(folder / "v.pt"), config.steering)
     vectors = torch.load(folder / "v.pt")
     total = torch.zeros(D_MODEL)
     for layer in range(1, N_LAYERS + 1):

@@ -60,9 +60,9 @@ def test_processes_read_equally_many_batches_and_none_is_empty_or_too_large(run)
             for batches in step:
                 assert all(batches)
                 for batch in batches:
-                    if mode == "packed" and (not last or settings["batch_size"] > 1):
+                    if mode == "packed":
                         assert sum(lengths[i] for i in batch) <= settings["batch_size"] * 64
-                    elif mode != "packed":
+                    else:
                         assert len(batch) <= settings["batch_size"]
 
 
@@ -72,7 +72,9 @@ def test_a_step_is_the_same_on_one_process_as_on_several(run):
     world = settings.pop("world")
     alone = plan_run(lengths, **settings | {"accumulation": settings["accumulation"] * world})
     shared = plan_run(lengths, **settings, world=world)
-    assert [of_step(step) for step in shared.steps] == [of_step(step) for step in alone.steps][: len(shared.steps)]
+    *steps, last = [of_step(step) for step in shared.steps]
+    assert steps == [of_step(step) for step in alone.steps][: len(steps)]
+    assert set(last) <= set(of_step(alone.steps[len(steps)]))
 
 
 def test_by_length_leaves_little_padding_and_packing_none():

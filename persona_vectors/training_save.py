@@ -1,0 +1,63 @@
+"""Where a finished training run's weights go: output_dir, a merged model beside them, a hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from persona_vectors.training_config import TrainingConfig
+from persona_vectors.training_run import move_in, wait_for_all
+
+
+def save(trainer: Any, config: TrainingConfig) -> None:
+    """The adapter or model, with its tokenizer, in output_dir: whole or not at all; merged and pushed where asked."""
+    folder = Path(config.output_dir)
+    half = folder / ".half"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(half, ignore_errors=True)
+    wait_for_all()
+    trainer.save_model(str(half))
+    wait_for_all()
+    if not trainer.is_world_process_zero():
+        return
+    (half / "training_args.bin").unlink(missing_ok=True)  # a pickle; training.json says it all
+    move_in(half, folder)
+    if config.save_merged or (config.push_to_hub and config.merge_before_push and config.is_peft):
+        _write_merged(folder, config)
+    if config.push_to_hub:
+        _push(folder / "merged" if config.is_peft and config.merge_before_push else folder, config)
+
+
+def _write_merged(folder: Path, config: TrainingConfig) -> None:
+    """output_dir/merged: the base in its own dtype with the adapter added in, as one model."""
+    if not config.is_peft:
+        raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
+    from persona_vectors.files import write_sidecar
+    from persona_vectors.models import load_model
+
+    model, tokenizer = load_model(str(folder))
+    merged: Any = model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    write_sidecar(folder / "merged" / "model.safetensors", {"kind": "merged model", "adapter": str(folder)})
+
+
+def _push(folder: Path, config: TrainingConfig) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(str(config.finetuned_model_id), private=config.push_to_private, exist_ok=True)
+    api.upload_folder(
+        repo_id=str(config.finetuned_model_id), folder_path=folder, ignore_patterns=["checkpoint-*", "merged/*"]
+    )
+
+
+def check_push() -> None:
+    from huggingface_hub import get_token
+
+    from persona_vectors.config import load_credentials
+
+    load_credentials()
+    if not get_token():
+        raise ValueError("push_to_hub needs HF_TOKEN in .env or the process; none is set")
