@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from eval.demo_steps import Run
     from eval.findings import Findings
+    from eval.prevention_rows import Comparison
 
 TINY = "models/tiny-persona"
 
@@ -34,14 +35,19 @@ def main(
     n_random: int = 4,
     max_tokens: int = 80,
     threshold: float = 50,
+    finetuning: bool = True,
+    prevention_coef: float | None = None,
+    finetune_steps: int | None = None,
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
 ) -> None:
     """Find the vectors of some traits, steer with them beside random directions, and write output_dir/report.html.
 
-    Ends by saying what was found: a shift counts at the largest coefficient up to which coherence loses at most 10
-    points, if its 95% interval is above 0 and no random direction of the same norm moves the score as far.
+    Then the model is finetuned on data that shows the first trait: plainly, with the vector added in training, and with
+    a random direction. Ends by saying what was found: a shift counts at the largest coefficient up to which coherence
+    loses at most 10 points, if its 95% interval is above 0 and no random direction of the same norm moves the score as
+    far.
 
     Args:
         model: chat model: hub id or folder.
@@ -54,12 +60,20 @@ def main(
         n_random: random directions of the vector's norm, each run at every coefficient.
         max_tokens: most tokens of an answer.
         threshold (0-100): which pairs of answers make the vector, as in generate_vec.py.
+        finetuning: finetune, too; --nofinetuning leaves that section out.
+        prevention_coef: coefficient of the vector in training; default that of configs/train_tiny_steer.json, for
+            another model that of configs/train_instruct_7b_steer.json.
+        finetune_steps: optimizer steps of each finetuning; default those of the same config.
         seed: seeds answers, random directions, folds and bootstraps.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
     started = time.monotonic()
     names = _check(model, judge_model, traits, output_dir, coefs, n_per_question, n_random, max_tokens)
+    if finetune_steps is not None and finetune_steps < 1:
+        raise ValueError("--finetune_steps must be at least 1")
+    if prevention_coef is not None and not prevention_coef > 0:
+        raise ValueError(f"--prevention_coef must be above 0, the vector is added in training; got {prevention_coef:g}")
     from eval.demo_steps import Run, study
 
     run = Run(
@@ -85,8 +99,9 @@ def main(
     for trait, name in zip(traits, names, strict=True):
         findings, tables[name] = study(run, trait, name)
         found.append(findings)
-    report = _write_report(run, found, tables, time.monotonic() - started)
-    _say(found, report)
+    compared = _finetuning(run, traits[0], names[0], prevention_coef, finetune_steps) if finetuning else None
+    report = _write_report(run, found, tables, compared, time.monotonic() - started)
+    _say(found, compared, report)
 
 
 def _check(
@@ -132,11 +147,28 @@ def _layer(model: str, layer: int | None) -> int:
     return check_layer(chosen, n_layers, resolve_model(model).label)
 
 
+def _finetuning(run: Run, trait: str, name: str, coef: float | None, steps: int | None) -> Comparison | None:
+    """The first trait's finetuned models; None, and a line that says why, where there are no data for it."""
+    from eval.demo_finetuning import finetuning, training_files
+
+    try:
+        training_files(name, run.model)
+    except ValueError as error:
+        print(f"\nno finetuning: {error}")
+        return None
+    return finetuning(run, trait, name, coef, steps)
+
+
 def _write_report(
-    run: Run, found: list[Findings], tables: dict[str, dict[float, pd.DataFrame]], seconds: float
+    run: Run,
+    found: list[Findings],
+    tables: dict[str, dict[float, pd.DataFrame]],
+    compared: Comparison | None,
+    seconds: float,
 ) -> Path:
     """Figures as PNG files, the page, and its sidecar; returns the page's path."""
     from eval.findings import record, samples
+    from eval.prevention_rows import records
     from eval.report_page import Report, norms_figure, render, trait_figures
     from persona_vectors.files import provenance, write_bytes_atomic, write_sidecar, write_text_atomic
 
@@ -155,13 +187,15 @@ def _write_report(
         settings=settings,
         provenance={**provenance(), "seconds": round(seconds)},
         notes=_notes(run),
+        finetuned=compared,
     )
     figures = {item.trait: trait_figures(item, report.projections[item.trait]) for item in found}
     norms = norms_figure(found)
     for figure in [figure for group in figures.values() for figure in group] + [norms]:
         write_bytes_atomic(run.folder / "figures" / f"{figure.name}.png", figure.png)
     path = write_text_atomic(run.folder / "report.html", render(report, figures, norms))
-    write_sidecar(path, {"settings": settings, "findings": [record(item) for item in found], "commands": run.commands})
+    findings = {"findings": [record(item) for item in found], "finetuned": records(compared) if compared else None}
+    write_sidecar(path, {"settings": settings, **findings, "commands": run.commands})
     return path
 
 
@@ -179,20 +213,27 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _say(found: list[Findings], report: Path) -> None:
+def _say(found: list[Findings], compared: Comparison | None, report: Path) -> None:
     """Prints the tables, what was found, and where it is."""
     import pandas as pd
 
     from eval.findings import COLUMNS, table_rows
+    from eval.prevention_findings import sentences
+    from eval.prevention_rows import table_lines
 
     for findings in found:
         print(
             f"\n{findings.trait}, layer {findings.layer}: judge scores, 95% intervals; random: mean (lowest to highest)"
         )
         print(pd.DataFrame(table_rows(findings), columns=list(COLUMNS)).to_string(index=False))
+    if compared is not None:
+        print(f"\n{compared.trait}, finetuned: judge scores, 95% intervals")
+        print("\n".join(table_lines(compared)))
     print("\nWhat was found")
     for findings in found:
         print(f"- {findings.sentence()} {findings.auc_sentence()}")
+    for sentence in sentences(compared) if compared is not None else ():
+        print(f"- {sentence}")
     print(f"\nReport, with figures and answers side by side: {report}\nVectors and tables: {report.parent}/")
 
 

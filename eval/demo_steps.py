@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from eval.commands import run_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +36,7 @@ class Run:
 
     def call(self, command: str, main: Callable[..., None], **arguments: Any) -> None:
         """Runs a command's `main`, after printing the line that a user would type for it."""
-        words, parameters = command.split(), inspect.signature(main).parameters
-        for name, value in arguments.items():
-            if value != parameters[name].default:
-                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        self.commands.append(shlex.join(words))
-        print(f"$ {self.commands[-1]}", flush=True)
-        main(**arguments)
+        self.commands.append(run_command(command, main, **arguments))
 
     def extract_path(self, trait: str, pole: str) -> Path:
         return self.folder / "extract" / f"{trait}_{pole}_instruct.csv"

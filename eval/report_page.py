@@ -15,12 +15,16 @@ import numpy as np
 
 from eval.findings import COLUMNS, Findings, table_rows
 from eval.page import environment
+from eval.prevention_page import shown
 from persona_vectors import plots
+from persona_vectors.page_plots import swatch
 from persona_vectors.plots import Band
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
+
+    from eval.prevention_rows import Comparison
 
 TEMPLATE = "report.html.j2"
 
@@ -47,6 +51,7 @@ class Report:
         settings: what the run was asked for.
         provenance: what produced it: versions, commit, time.
         notes: limits that a reader must know.
+        finetuned: the comparison of finetuned models, where there is one.
     """
 
     model: str
@@ -58,6 +63,7 @@ class Report:
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
+    finetuned: Comparison | None = None
 
 
 def trait_figures(findings: Findings, projections: Mapping[str, Sequence[float]]) -> list[PageFigure]:
@@ -152,6 +158,8 @@ def render(report: Report, figures: Mapping[str, Sequence[PageFigure]], norms: P
         columns=COLUMNS,
         rows={findings.trait: table_rows(findings) for findings in report.findings},
         plotly_js=get_plotlyjs(),
+        finetuned=None if report.finetuned is None else shown(report.finetuned),
+        swatch=swatch,
     )
 
 

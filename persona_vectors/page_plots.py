@@ -121,6 +121,37 @@ def boxes(rows: Sequence[tuple[str, str, Numbers]], xlabel: str, label: str) -> 
     return _svg(parts, height, label, "chart boxes")
 
 
+def levels(
+    rows: Sequence[tuple[str, str, float, float, float]], xlabel: str, label: str, xlim: tuple[float, float]
+) -> str:
+    """One number of each of a few things below one another: (name, look, mean, low, high) each.
+
+    A mean that is NaN leaves its row empty; an interval that is NaN is not drawn. Names stand above their rows.
+
+    Raises:
+        ValueError: no row with a number.
+    """
+    if not len(_finite([mean for _, _, mean, _, _ in rows])):
+        raise ValueError(f"nothing to draw for {label}; expected at least one number")
+    step, x = 34, _Scale(*xlim, 8, WIDTH - RIGHT)
+    height = step * len(rows) + BOTTOM + 6
+    parts = [*_x_axis(x, height - BOTTOM, 2, xlabel)]
+    for number, (name, look, mean, low, high) in enumerate(rows):
+        middle = 25 + number * step
+        value = f"{mean:.3g}" if np.isfinite(mean) else "none"
+        parts.append(
+            f'<text class="name" x="8" y="{middle - 10}">{escape(name)} <tspan class="n">{value}</tspan></text>'
+        )
+        if np.isfinite(mean):
+            around = ""
+            if np.isfinite(low) and np.isfinite(high):
+                around = f", 95% [{low:.3g}, {high:.3g}]"
+                parts.append(f'<g class="{look}"><path class="bar" d="M{x(low):.1f} {middle}H{x(high):.1f}"/></g>')
+            said = f"<title>{escape(f'{name}: {value}{around}')}</title>"
+            parts.append(f'<g class="{look}">{_marker(look, x(mean), middle, said)}</g>')
+    return _svg(parts, height, label, "chart boxes")
+
+
 def swatch(look: str) -> str:
     """The sample of a look that a legend shows."""
     return (

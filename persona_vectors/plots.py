@@ -131,6 +131,25 @@ def projections_png(groups: Mapping[str, Numbers], xlabel: str = "projection on 
     return figure
 
 
+def levels_png(
+    names: Sequence[str], colors: Sequence[str], panels: Mapping[str, tuple[Band, tuple[float, float]]]
+) -> Figure:
+    """One number of each of a few things below one another, a panel a measurement: title -> (numbers, axis ends).
+
+    The first stands at the top. NaN leaves a row empty; where there is no interval, give the mean for both ends.
+    """
+    figure, axes = _canvas(len(panels), sharey=True)
+    figure.set_size_inches(2.4 + 3.2 * len(panels), 1.2 + 0.3 * len(names))
+    heights = np.arange(len(names))
+    for axis, (title, (band, ends)) in zip(axes, panels.items(), strict=True):
+        mean, low, high = (np.asarray(values, dtype=float) for values in (band.mean, band.low, band.high))
+        axis.hlines(heights, low, high, colors=list(colors), linewidth=2)
+        axis.scatter(mean, heights, c=list(colors), s=36, zorder=3)
+        axis.set(title=title, xlim=ends, ylim=(len(names) - 0.5, -0.5))
+    axes[0].set_yticks(heights, list(names))
+    return figure
+
+
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as the bytes of a PNG file, on white: it may be shown on any page."""
     buffer = io.BytesIO()

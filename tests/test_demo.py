@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 
 import generate_vec
-from eval import cal_projection, demo, eval_persona
+import training
+from eval import cal_projection, demo, demo_finetuning, eval_persona, prevention
+from eval.demo_steps import Run
 from persona_vectors import cli
+from persona_vectors.training_config import load_training_config
 from persona_vectors.vectors import load_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +26,7 @@ needs_tiny = pytest.mark.skipif(not (TINY / "config.json").exists(), reason="mod
 
 def run_demo(folder, **options):
     small = {"traits": ["evil"], "coefs": [1.5, 0.0], "n_random": 2, "n_per_question": 1, "max_tokens": 24}
+    small["finetune_steps"] = 2
     demo.main(str(TINY), str(TINY), output_dir=str(folder), **{**small, **options})
 
 
@@ -49,6 +53,34 @@ def test_everything_is_written(finished):
     assert set(table["control"]) == {"", "random1", "random2"} and set(table["coef"]) == {0, 1.5}
     assert {file.name for file in (folder / "figures").iterdir()} >= {"evil_steering.png", "norms.png"}
     assert (folder / "report.html").stat().st_size > 1_000_000
+    assert {file.name for file in (folder / "prevention").iterdir()} >= {"comparison.csv", "report.html", "configs"}
+    for kind in ("plain", "steered", "random"):
+        record = json.loads((folder / "prevention" / "models" / kind / "training.json").read_text())
+        assert record["steps"] == 2 and record["config"]["model"] == str(TINY)
+
+
+def test_finetuning_has_the_settings_of_the_published_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run = Run("models/tiny-persona", "", tmp_path, 3, [0.0], 1, 1, 1, 50, 0, "auto", "auto")
+    ours = demo_finetuning._configs(run, "evil", None, None)
+    for kind, name in (("plain", ""), ("steered", "_steer"), ("random", "_random")):
+        published = load_training_config(f"configs/train_tiny{name}.json").model_dump(exclude={"output_dir"})
+        if published["steering_config"]:
+            published["steering_config"]["steering_vector_path"] = str(run.vector_path("evil"))
+        assert ours[kind].model_dump(exclude={"output_dir"}) == published
+    given = demo_finetuning._configs(run, "evil", 0.7, 9)["steered"]
+    assert given.steering is not None and (given.steering.steering_coef, given.max_steps) == (0.7, 9)
+    other = Run("org/chat", "", tmp_path, 20, [0.0], 1, 1, 1, 50, 0, "auto", "auto")
+    steered = demo_finetuning._configs(other, "sycophantic", None, None)["steered"]
+    assert steered.training_files == ["dataset/sycophancy/misaligned_2.jsonl"] and steered.model == "org/chat"
+    assert steered.steering is not None and (steered.steering.steering_coef, steered.steering.layers) == (5.0, [20])
+
+
+def test_a_trait_without_data_is_said_in_a_line_and_the_demo_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = Run(str(TINY), "", tmp_path, 3, [0.0], 1, 1, 1, 50, 0, "auto", "auto")
+    assert demo._finetuning(run, "evil", "evil", None, None) is None
+    assert "there is no data family dataset/tiny_evil" in capsys.readouterr().out
 
 
 @needs_tiny
@@ -67,7 +99,10 @@ def test_sidecar_holds_numbers_that_the_tables_give(finished):
     assert steered["random_shifts"] == pytest.approx(shifts.tolist())
     assert (folder / "steered" / "evil.csv.json").is_file()
     assert len(steered["random_shifts"]) == 2 and steered["random_shifts"][0] != steered["random_shifts"][1]
-    assert evil["sentence"] in html.unescape((folder / "report.html").read_text())
+    page = html.unescape((folder / "report.html").read_text())
+    assert evil["sentence"] in page
+    compared = json.loads((folder / "prevention" / "comparison.csv.json").read_text())
+    assert sidecar["finetuned"] == compared["rows"] and all(sentence in page for sentence in compared["sentences"])
     assert sidecar["settings"]["seed"] == 0 and "torch" in sidecar["versions"]
 
 
@@ -76,7 +111,7 @@ def test_every_printed_command_is_accepted_by_its_own_front_door(finished):
     folder, _ = finished
     commands = json.loads((folder / "report.html.json").read_text())["commands"]
     mains = {"eval.eval_persona": eval_persona.main, "eval.cal_projection": cal_projection.main}
-    mains["generate_vec.py"] = generate_vec.main
+    mains |= {"generate_vec.py": generate_vec.main, "training.py": training.main, "eval.prevention": prevention.main}
     seen = set()
     for command in commands:
         words = shlex.split(command)
@@ -84,7 +119,7 @@ def test_every_printed_command_is_accepted_by_its_own_front_door(finished):
         arguments = cli.parse(mains[name], words[words.index(name) + 1 :])
         inspect.signature(mains[name]).bind(**arguments)
         seen.add(name)
-    assert seen == set(mains) and len(commands) == 5
+    assert seen == set(mains) and len(commands) == 9
 
 
 @needs_tiny
@@ -116,6 +151,8 @@ def test_a_second_run_samples_nothing_and_says_the_same(finished, monkeypatch, c
         (["--layer", "0"], "layer 0"),
         (["--layer", "99"], "99"),
         (["--n_random", "0"], "--n_random"),
+        (["--finetune_steps", "0"], "--finetune_steps"),
+        (["--prevention_coef", "-1"], "--prevention_coef"),
         (["--model", "models/none"], "models/none"),
         (["--judge_model", "models/none"], "models/none"),
     ],

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY, TOOLS, L2 = "persona_vectors", ("activation_steer", "lora_utils", "judge"), ("eval", "data_generation")
 SANCTIONED = {("extract_persona_lora", "training"), ("eval.demo_steps", "generate_vec")}
+SANCTIONED |= {("eval.demo_finetuning", "training")}
 """A LoRA persona is two trainings; the demo is the published commands themselves, one after the other."""
 
 SOURCES = sorted(
