@@ -6,7 +6,7 @@
 Checks: steering adds exactly coef * vector at the target layer and nothing below it; the extraction engine equals the
 published one-sample loop. Timings: extraction and sampling in tokens per second, against the published loop in the same
 file, as medians of interleaved ratios; the model's arithmetic rate beside the card's own matrix rate; an optimizer step
-of finetuning, its batching and its steering, as benchmarks/training.py times it, on the shape's first four blocks.
+of finetuning, its batching and its steering, as benchmarks/finetuning.py times it, on the shape's first four blocks.
 Nothing here needs weights or a network. The figures go into benchmarks/RESULTS.md by hand, with machine and commit.
 """
 
@@ -30,7 +30,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `training` is the command, not this folder's
 
 from activation_steer import ActivationSteerer
-from benchmarks import training as steps
+from benchmarks import finetuning as steps
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import block_index, read_blocks
@@ -316,7 +316,7 @@ def time_training(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(figures of each way to take an optimizer step, the check of their losses); on the first card, whatever `device`.
 
-    As in benchmarks/training.py: `ratio` is how much faster than published a batching is, or how much slower than by
+    As in benchmarks/finetuning.py: `ratio` is how much faster than published a batching is, or how much slower than by
     length a steered step or gradient checkpointing; the memory is the peak, all ways' adapters and gradients included.
     """
     if device.startswith("cuda") and torch.cuda.device_count() > 1:

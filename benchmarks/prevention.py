@@ -7,7 +7,7 @@ vector added in training (prevented); with each of five random directions of its
 norm, or the vector's negative in its place; with the vector ablated (CAFT), its layer-incremental vectors added at all
 layers, a projection penalty, or an inoculation prompt. Every model is then asked 100 held-out questions, unsteered, and
 scored by the rule-based oracle; the facts probe and the task's held-out rows say what it cost. Beside them prevented
-models with the vector switched on again, plain ones steered after training, and, of one seed, runs up to 4 times longer.
+models with the vector switched on again, plain ones steered after training, and runs up to 4 times longer (one seed).
 
 Thresholds (set by the issue, before any run): benchmarks/prevention_table.py. What is measured is written there too.
 """

@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from persona_vectors.blocks import device_of, read_blocks
 from persona_vectors.tokens import TrainingSample
-from persona_vectors.training_batches import MicroBatch, Plan, packed_batch, padded_batch
+from persona_vectors.training_batches import ROW_TOKENS, MicroBatch, Plan, packed_batch, padded_batch
 from persona_vectors.training_receipt import Expected, check_step, check_untouched, read_around
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class PersonaTrainer(SFTTrainer):
 
     def _collate(self, batch: Sequence[int]) -> dict[str, Tensor]:
         samples = [self._samples[number] for number in batch]
-        return packed_batch(samples) if self._packed else padded_batch(samples, self._pad_id)
+        return packed_batch(samples, self._pad_id) if self._packed else padded_batch(samples, self._pad_id)
 
     @property
     def _net(self) -> Any:
@@ -179,17 +179,18 @@ def check_packing(model: Any, samples: Sequence[TrainingSample], pad_id: int) ->
 
     How positions that start again keep samples apart is up to each architecture: so it is measured.
     """
-    samples = samples[:2]
+    samples = [sample.cut(ROW_TOKENS // 2) for sample in samples[:2]]  # so that both fit one row
     if len(samples) < 2:
         return
     was_training = model.training
     model.eval()
     device = device_of(model)
-    packed = packed_batch(samples)
-    second = padded_batch(samples[1:], pad_id)
-    alone = model(input_ids=second["input_ids"].to(device), use_cache=False).logits[0].float()
+    packed = packed_batch(samples, pad_id)  # the longer one first
+    longer, shorter = sorted(samples, key=lambda sample: -len(sample.ids))
+    alone = model(input_ids=torch.tensor([shorter.ids], device=device), use_cache=False).logits[0].float()
     inputs = {name: packed[name].to(device) for name in ("input_ids", "position_ids")}
-    together = model(**inputs, use_cache=False).logits[0, -len(alone) :].float()
+    logits = model(**inputs, use_cache=False).logits[0].float()
+    together = logits[len(longer.ids) :][: len(alone)]
     model.train(was_training)
     error = float((together - alone).norm() / alone.norm())
     if not error < (1e-3 if model.dtype == torch.float32 else 5e-2):

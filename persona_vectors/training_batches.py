@@ -20,6 +20,7 @@ from persona_vectors.tokens import TrainingSample, pad_batch
 Mode = Literal["in_order", "by_length", "packed"]
 MicroBatch = list[int]  # numbers of samples
 IGNORED = -100  # a label that is not learned
+ROW_TOKENS = 320  # of a packed row, where no sample is longer
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def plan_run(
         epochs: how often each sample is read, in a new order each time; steps go on across epochs.
         max_steps: stop after so many steps, however many epochs that takes.
         mode: in_order; by_length, which sorts the samples of a step before they are batched; packed, which lays them
-            end to end in as few rows as hold them within batch_size * max_length tokens, the most an unpacked
-            micro-batch may have.
+            end to end in as few micro-batches as hold them within batch_size * max_length tokens, the most an
+            unpacked one may have.
         max_length: tokens of the longest sample allowed.
         seed: of the order.
     """
@@ -128,14 +129,38 @@ def padded_batch(samples: Sequence[TrainingSample], pad_id: int) -> dict[str, Te
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def packed_batch(samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
-    """input_ids, position_ids and labels, (1, tokens): the samples end to end.
+def packed_batch(samples: Sequence[TrainingSample], pad_id: int) -> dict[str, Tensor]:
+    """input_ids, position_ids and labels, (rows, width): samples end to end in rows of about ROW_TOKENS.
 
     Positions start again at 0 with each sample, and without an attention mask that is how transformers tells where one
-    ends: a token sees only its own sample. No first token is learned (`TrainingSample.trained` is False there).
+    ends: a token sees only its own sample. No first token is learned (`TrainingSample.trained` is False there). Rows
+    are not longer than they need be, because attention's masks grow with the square of their length.
     """
-    ids = torch.tensor([token for sample in samples for token in sample.ids])
-    trained = torch.tensor([learned for sample in samples for learned in sample.trained])
-    positions = torch.cat([torch.arange(len(sample.ids)) for sample in samples])
-    labels = torch.where(trained, ids, IGNORED)
-    return {"input_ids": ids[None], "position_ids": positions[None], "labels": labels[None]}
+    width = max(ROW_TOKENS, *(len(sample.ids) for sample in samples))
+    rows = _rows_within(samples, width)
+    width = max(sum(len(sample.ids) for sample in row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    positions = torch.zeros((len(rows), width), dtype=torch.long)  # each padding token is a sample of its own
+    labels = torch.full((len(rows), width), IGNORED)
+    for number, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            span = slice(start, start := start + len(sample.ids))
+            ids[number, span] = torch.tensor(sample.ids)
+            positions[number, span] = torch.arange(len(sample.ids))
+            labels[number, span] = torch.where(torch.tensor(sample.trained), ids[number, span], IGNORED)
+    return {"input_ids": ids, "position_ids": positions, "labels": labels}
+
+
+def _rows_within(samples: Sequence[TrainingSample], width: int) -> list[list[TrainingSample]]:
+    """The samples in rows of at most `width` tokens: longest first, each to the first row with room for it."""
+    rows: list[list[TrainingSample]] = []
+    room: list[int] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.ids)):
+        row = next((row for row, free in enumerate(room) if free >= len(sample.ids)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(sample)
+        room[row] -= len(sample.ids)
+    return rows

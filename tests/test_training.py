@@ -197,7 +197,7 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(architecture):
         loss.backward()  # pyright: ignore
         return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    packed, packed_gradients = gradients([packed_batch(SAMPLES)])
+    packed, packed_gradients = gradients([packed_batch(SAMPLES, 0)])
     alone, alone_gradients = gradients([padded_batch([sample], 0) for sample in SAMPLES])
     padded, padded_gradients = gradients([padded_batch(SAMPLES, 0)])
     assert packed == pytest.approx(alone, rel=1e-7) and padded == pytest.approx(alone, rel=1e-7)

@@ -118,9 +118,26 @@ def test_a_padded_batch_learns_what_is_trained_and_nothing_else():
     assert batch["labels"].tolist() == [[-100, 2, 3, -100], [-100, -100, 6, -100]]
 
 
-def test_a_packed_batch_starts_its_positions_again_with_each_sample():
-    batch = packed_batch(SAMPLES)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[-100, 2, 3, -100, -100, 6, -100]]
+def test_a_packed_batch_starts_its_positions_again_with_each_sample(monkeypatch):
+    batch = packed_batch(SAMPLES, pad_id=9)
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 7, 1, 2, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, -100, 6, -100, -100, 2, 3]]
     assert "attention_mask" not in batch
+    monkeypatch.setattr("persona_vectors.training_batches.ROW_TOKENS", 5)
+    batch = packed_batch([*SAMPLES, TrainingSample((8,), (False,))], pad_id=9)
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 7, 8], [1, 2, 3, 9, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 6, -100, -100], [-100, 2, 3, -100, -100]]
+
+
+@given(LENGTHS)
+def test_packed_rows_hold_every_sample_once_within_their_width(lengths):
+    samples = [TrainingSample((i + 1,) * n, (False,) + (True,) * (n - 1)) for i, n in enumerate(lengths)]
+    batch = packed_batch(samples, pad_id=0)
+    ids = batch["input_ids"]
+    assert Counter(ids[ids > 0].tolist()) == {i + 1: n for i, n in enumerate(lengths)}
+    assert ids.shape[1] <= 320
+    assert int((batch["labels"] != -100).sum()) == sum(lengths) - len(lengths)
+    starts = (batch["position_ids"] == 0) & (ids > 0)
+    assert sorted(ids[starts].tolist()) == list(range(1, len(lengths) + 1))

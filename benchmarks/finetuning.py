@@ -1,15 +1,14 @@
 """An optimizer step of 16 samples: how samples are batched, what steering costs, and gradient checkpointing.
 
-    python benchmarks/training.py
-    python benchmarks/training.py --quick   # one small model, few turns: to see that it runs
+    python benchmarks/finetuning.py
+    python benchmarks/finetuning.py --quick   # one small model, few turns: to see that it runs
 
 Random Qwen2 models with LoRA (r 32, all seven modules) learn real rows: dataset/*/misaligned_2.jsonl in the tokens of
 models/tiny-persona, all sets mixed (lengths differ much) and one set alone (they differ little). Every way is a trainer
 as `training.py` makes it, in its own `train()`; in each turn every way takes one step, from batch to logged loss, and
 all read the same 16 samples. Published: 2 samples a micro-batch, 8 micro-batches, in the order they come, padded; once
-by this trainer, and once by trl's own. Packed: a step in one row, as max_seq_length 2048 allows; in short rows, of at
-most two of the longest samples. A ratio is the median over turns, with the 95% interval of a bootstrap over them;
-processor time says more than the clock where other work runs beside.
+by this trainer, and once by trl's own. Packed: a step's samples end to end in rows of about 320 tokens. A ratio is the
+median over turns, with the 95% interval of a bootstrap over them; processor time says more than the clock where other work runs beside.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from transformers.utils import logging
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `training` is the command, not this file
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # training.py is the command
 
 from benchmarks.reading import processor
 from persona_vectors import cli
@@ -49,10 +48,10 @@ from persona_vectors.training_model import training_arguments, with_lora
 TINY = "models/tiny-persona"
 MIXED, ONE_SET = "dataset/*/misaligned_2.jsonl", "dataset/insecure_code/misaligned_2.jsonl"
 CASES = ((256, 4, MIXED), (256, 4, ONE_SET), (512, 8, MIXED))  # hidden size, blocks, rows
-TARGETS = {"by length": 1.15, "packed": 1.3, "packed, short rows": 1.3}  # times as fast as published
+TARGETS = {"by length": 1.15, "packed": 1.3}  # times as fast as published
 MOST_OVERHEAD, LOSS_TOLERANCE = 0.05, 1e-4
 WARM_UP = 2  # steps; the first also measures the receipt
-BATCHINGS = ("published", "published, plain trl", "by length", "packed", "packed, short rows")
+BATCHINGS = ("published", "published, plain trl", "by length", "packed")
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,6 @@ def settings(work: Work) -> dict[str, dict[str, Any]]:
         "published, plain trl": {"group_by_length": False},
         "by length": {},
         "packed": {"packing": True},
-        "packed, short rows": {"packing": True, "max_seq_length": max(len(sample.ids) for sample in work.samples)},
         "steered at one layer": steered(layers=middle),
         "steered at all layers": steered(layers="all", incremental=True),
         "ablated at one layer": steered(layers=middle, type="ablate", steering_coef=1.0),

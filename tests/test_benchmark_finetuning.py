@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import training as bench
+from benchmarks import finetuning as bench
 from persona_vectors.models import load_tokenizer
 from tests.conftest import ROOT
 
