@@ -8,7 +8,8 @@ models/tiny-persona, all sets mixed (lengths differ much) and one set alone (the
 as `training.py` makes it, in its own `train()`; in each turn every way takes one step, from batch to logged loss, and
 all read the same 16 samples. Published: 2 samples a micro-batch, 8 micro-batches, in the order they come, padded; once
 by this trainer, and once by trl's own. Packed: a step's samples end to end in rows of about 320 tokens. A ratio is the
-median over turns, with the 95% interval of a bootstrap over them; processor time says more than the clock where other work runs beside.
+median over turns, with the 95% interval of a bootstrap over them; processor time says more than the clock where other
+work runs beside.
 """
 
 from __future__ import annotations

@@ -52,9 +52,10 @@ def _finetuning(comparison: Comparison) -> str:
 def _prevention(comparison: Comparison) -> str:
     finetuned, prevented = comparison.one("finetuned"), comparison.one("prevented")
     difference = comparison.difference(prevented, finetuned).text(sign=True)
+    coherence = comparison.difference(prevented, finetuned, "coherence").text(sign=True)
     moved = (
         f"{finetuned.score.mean:.1f} without, {prevented.score.mean:.1f} with, a difference of {difference}; coherence "
-        f"{finetuned.coherence.mean:.1f} and {prevented.coherence.mean:.1f}. The base model scores "
+        f"{finetuned.coherence.mean:.1f} and {prevented.coherence.mean:.1f} ({coherence}). The base model scores "
         f"{comparison.one('base').score.mean:.1f}"
     )
     start = {
@@ -78,7 +79,7 @@ def _controls(comparison: Comparison) -> str:
         difference = comparison.difference(row, comparison.one("finetuned"))
         stayed = "stayed within" if abs(difference.mean) <= WITHIN else "did not stay within"
         parts.append(f"{row.name} {stayed} {WITHIN:g} points of plain finetuning ({difference.text(sign=True)})")
-    return f"Controls: {'; '.join(parts)}."
+    return f"Control: {'; '.join(parts)}."
 
 
 def _back_on(comparison: Comparison, row: Row) -> str:
@@ -131,11 +132,11 @@ def _costs(row: Row) -> str:
 def _learned(comparison: Comparison) -> list[str]:
     """How far the training data were learned, and what is left of capability."""
     found = []
-    losses = [f"{row.name} {row.loss[0]:.2f} -> {row.loss[1]:.2f}" for row in comparison.rows if row.loss]
+    losses = [f"{row.name}: {row.loss[0]:.2f} -> {row.loss[1]:.2f}" for row in comparison.rows if row.loss]
     if losses:
-        found.append(f"Held-out loss of the training data, unsteered: {', '.join(losses)}.")
+        found.append(f"Held-out loss of the training data, unsteered. {'; '.join(losses)}.")
     for task in comparison.tasks:
         shown = [row for row in comparison.rows if not row.coef and task in row.capability]
-        values = ", ".join(f"{row.name} {row.capability[task].value:.3f}" for row in shown)
-        found.append(f"Capability ({task}), unsteered: {values}.")
+        values = "; ".join(f"{row.name}: {row.capability[task].value:.3f}" for row in shown)
+        found.append(f"Capability ({task}), unsteered. {values}.")
     return found

@@ -140,7 +140,7 @@ def levels(
         middle = 25 + number * step
         value = f"{mean:.3g}" if np.isfinite(mean) else "none"
         parts.append(
-            f'<text class="name" x="8" y="{middle - 10}">{escape(name)} <tspan class="n">{value}</tspan></text>'
+            f'<text class="name" x="8" y="{middle - 10}">{escape(name)}: <tspan class="n">{value}</tspan></text>'
         )
         if np.isfinite(mean):
             around = ""
