@@ -64,7 +64,7 @@ def read_conversations(paths: Sequence[str | Path]) -> list[list[dict[str, str]]
     Raises:
         ValueError: no such file, no rows, or a row that is no conversation with an assistant's turn; names the line.
     """
-    return [_conversation(row, place) for path in paths for place, row in _numbered(path)]
+    return [conversation_of(row, f"{path}, line {line}") for path in paths for line, row in numbered_rows(path)]
 
 
 def read_preferences(paths: Sequence[str | Path]) -> list[dict[str, list[dict[str, str]]]]:
@@ -76,7 +76,8 @@ def read_preferences(paths: Sequence[str | Path]) -> list[dict[str, list[dict[st
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     rows = []
     for path in paths:
-        for place, row in _numbered(path):
+        for line, row in numbered_rows(path):
+            place = f"{path}, line {line}"
             if missing := [key for key in roles if key not in row]:
                 raise ValueError(f"{place}: no {missing[0]!r}; preference rows have prompt, chosen and rejected")
             rows.append({key: _messages(row[key], role, f"{place}: {key}") for key, role in roles.items()})
@@ -85,8 +86,12 @@ def read_preferences(paths: Sequence[str | Path]) -> list[dict[str, list[dict[st
     return rows
 
 
-def _numbered(path: str | Path) -> list[tuple[str, Row]]:
-    """The rows of a file, each with its place for messages."""
+def numbered_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file, each with the line it stands on.
+
+    Raises:
+        ValueError: no such file, a line that is no JSON object, or no rows.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a JSONL file")
@@ -94,10 +99,15 @@ def _numbered(path: str | Path) -> list[tuple[str, Row]]:
     if not rows:
         raise ValueError(f"data file {path} has no rows")
     lines = [number for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
-    return [(f"{path}, line {number}", row) for number, row in zip(lines, rows, strict=True)]
+    return list(zip(lines, rows, strict=True))
 
 
-def _conversation(row: Row, place: str) -> list[dict[str, str]]:
+def conversation_of(row: Row, place: str) -> list[dict[str, str]]:
+    """The row's messages, checked.
+
+    Raises:
+        ValueError: it is no conversation with an assistant's turn; `place` begins the message.
+    """
     if "messages" not in row:
         keys = ", ".join(sorted(row)[:6]) or "none"
         raise ValueError(
@@ -115,13 +125,18 @@ def _messages(value: Any, role: str, place: str) -> list[dict[str, str]]:
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{place}: expected a list of messages; got {type(value).__name__}")
+        got = "an empty list" if value == [] else type(value).__name__
+        raise ValueError(f"{place}: expected a list of messages; got {got}")
     for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            got = message.get("role") if isinstance(message, dict) else type(message).__name__
+        if not isinstance(message, dict):
+            raise ValueError(f"{place}: message {number} is a {type(message).__name__}; expected role and content")
+        if message.get("role") not in ROLES:
+            got = message.get("role")
             raise ValueError(f"{place}: message {number} has role {got!r}; expected system, user or assistant")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{place}: message {number} ({message['role']}) has no text as its content")
+        if any("\ud800" <= character <= "\udfff" for character in message["content"]):
+            raise ValueError(f"{place}: message {number} ({message['role']}) has half a character (a lone surrogate)")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
