@@ -134,7 +134,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, changes, said):
         ({"messages": ["x"]}, "message 1 is a str"),
         ({"messages": [{"role": "user", "content": " "}]}, "message 1 (user) has no text"),
         ({"messages": [{"role": "user", "content": "a\ud800"}]}, "half a character"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "last, the assistant's answer; got user"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "no assistant turn to learn from (roles: user)"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "got assistant"),
     ],
 )
