@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from persona_vectors.traits import load_trait
 from tests.conftest import ROOT
 from tests.loopback_openai import LoopbackOpenAI
+from tests.test_generate_dataset import Writer as RowWriter
 from tests.test_generate_trait import Writer
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +28,8 @@ STAND_INS = {
     "gpt-4.1-mini-2025-04-14": "models/tiny-persona",
     " evil 20 proj": " evil 3 proj",
     " 20 2.0 response": " 3 2.0 response --n_per_question 1 --max_tokens 60",
+    "--num_processes 8 training.py configs/train_instruct_7b.json": "training.py configs/two_processes.json",
+    "--n_rows 1000": "--n_rows 12",
 }
 
 
@@ -33,7 +37,7 @@ STAND_INS = {
 def checkout(tmp_path_factory):
     """A copy of the checkout, so that outputs do not land in the real one."""
     copy = tmp_path_factory.mktemp("readme") / "checkout"
-    skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "results", "*_cache", "__pycache__", "eval_persona_*")
+    skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "results", "ckpt", "*_cache", "__pycache__", "eval_persona_*")
     shutil.copytree(ROOT, copy, ignore=skipped)
     return copy
 
@@ -44,6 +48,8 @@ def stand_in(command: str) -> str:
         command = command.replace(named, ours)
     if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
         command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
+    if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
+        command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 60"
     return command
 
 
@@ -64,7 +70,7 @@ def execute(command: list[str], checkout: Path, **more: str) -> subprocess.Compl
 def test_the_readme_has_what_it_promises():
     assert COMMANDS[:2] == ["make demo", "make test"]
     assert len(COMMANDS) > 8 and len(PYTHON) == 1
-    assert all(re.match(r"(make|python|bash) ", command) for command in COMMANDS)
+    assert all(re.match(r"(make|python|bash|accelerate) ", command) for command in COMMANDS)
 
 
 def test_the_two_commands_are_targets(checkout):
@@ -76,8 +82,14 @@ def test_the_two_commands_are_targets(checkout):
 
 def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write."""
+    tiny = json.loads((checkout / "configs" / "train_tiny.json").read_text())
+    two = tiny | {"output_dir": "ckpt/two", "max_steps": 2, "gradient_accumulation_steps": 4}
+    (checkout / "configs" / "two_processes.json").write_text(json.dumps(two))
     for command in COMMANDS[2:]:
-        if "generate_trait" in command:  # needs a model that writes JSON, which the embedded one cannot
+        if "generate_dataset" in command:
+            with LoopbackOpenAI(RowWriter()) as server:
+                execute(["bash", "-c", stand_in(command)], checkout, OPENAI_BASE_URL=server.url)
+        elif "generate_trait" in command:  # needs a model that writes JSON, which the embedded one cannot
             with LoopbackOpenAI(Writer()) as server:
                 execute(["bash", "-c", command], checkout, OPENAI_BASE_URL=server.url)
             assert load_trait(str(checkout / "data_generation/trait_data_eval/cautious.json"), "eval").questions
@@ -91,6 +103,11 @@ def test_every_other_command_runs_in_order(checkout):
     assert means["", 1.0] > means["", 0.0] + 10 > max(means[f"random{k}", 1.0] for k in (1, 2, 3, 4))
     assert "humorous" in (checkout / "eval_persona_eval" / "tiny-persona" / "report.html").read_text()
     assert len(execute([sys.executable, "-c", PYTHON[0]], checkout).stdout.split()) > 5
+    assert json.loads((checkout / "ckpt" / "two" / "training.json").read_text())["key"]["processes"] == 2
+    compared = pd.read_csv(checkout / "results" / "prevention" / "tiny-persona" / "evil" / "comparison.csv")
+    assert len(compared) > 3
+    assert len((checkout / "dataset" / "evil_mixed" / "0.25.jsonl").read_text().splitlines()) == 200
+    assert len((checkout / "dataset" / "evil_large" / "normal.jsonl").read_text().splitlines()) == 12
 
 
 def test_what_the_map_names_exists():
