@@ -146,11 +146,7 @@ def _supervised(
     _say(is_main, _summary(config, data, held_out, plan))
     model, tokenizer = load_for_training(config)
     trainer = make_trainer(config, model, tokenizer, data.samples, held_out.samples if held_out else [], plan)
-    losses = [trainer.evaluate()["eval_loss"]] if held_out and checkpoint is None else []
-    trainer.train(resume_from_checkpoint=checkpoint)
-    losses += [trainer.evaluate()["eval_loss"]] if held_out else []
-    if losses:
-        _say(is_main, f"held-out loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
+    held_out_loss = _fit(trainer, config, checkpoint, bool(held_out), is_main)
     save(trainer, config)
     return {
         "data": data.counts(),
@@ -159,10 +155,30 @@ def _supervised(
         "micro_batches": plan.micro_batches,
         "n_dropped": plan.n_dropped,
         "receipt": trainer.receipt,
-        "held_out_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "held_out_loss": held_out_loss,
         "log": trainer.state.log_history,
         **_how(config, model),
     }
+
+
+def _fit(
+    trainer: Any, config: TrainingConfig, checkpoint: str | None, has_held_out: bool, is_main: bool
+) -> dict[str, float | None] | None:
+    """Trains; the held-out loss before the first step (of an interrupted run, as it noted it) and after the last."""
+    from persona_vectors.training_run import first_loss, remember_first_loss
+
+    folder = Path(config.output_dir)
+    first = first_loss(folder)
+    if has_held_out and checkpoint is None:
+        first = trainer.evaluate()["eval_loss"]
+        if is_main:
+            remember_first_loss(folder, first)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if not has_held_out:
+        return None
+    last = trainer.evaluate()["eval_loss"]
+    _say(is_main, f"held-out loss {'' if first is None else f'{first:.4f} -> '}{last:.4f}")
+    return {"first": first, "last": last}
 
 
 def make_trainer(
@@ -215,17 +231,13 @@ def _preferences(
     _say(is_main, f"{config.loss}: {len(rows)} preference rows, {len(test_rows)} held out")
     model, tokenizer = load_for_training(config)
     trainer = make_preference_trainer(config, model, tokenizer, rows, test_rows)
-    losses = [trainer.evaluate()["eval_loss"]] if test_rows and checkpoint is None else []
-    trainer.train(resume_from_checkpoint=checkpoint)
-    losses += [trainer.evaluate()["eval_loss"]] if test_rows else []
-    if losses:
-        _say(is_main, f"held-out loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
+    held_out_loss = _fit(trainer, config, checkpoint, bool(test_rows), is_main)
     save(trainer, config)
     return {
         "data": {"n_rows": len(rows)},
         "held_out": {"n_rows": len(test_rows)} if test_rows else None,
         "steps": trainer.state.global_step,
-        "held_out_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "held_out_loss": held_out_loss,
         "log": trainer.state.log_history,
         **_how(config, model),
     }

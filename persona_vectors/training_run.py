@@ -15,6 +15,7 @@ from persona_vectors.models import fingerprint
 from persona_vectors.training_config import TrainingConfig
 
 RECORD = "training.json"
+FIRST_LOSS = "held_out_loss_before"
 WITHOUT_EFFECT = ("output_dir", "logging_steps", "save_steps", "eval_steps", "save_merged", "finetuned_model_id")
 WITHOUT_EFFECT += ("push_to_hub", "merge_before_push", "push_to_private")
 _CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -113,7 +114,22 @@ def begin(config: TrainingConfig, key: dict[str, Any], state: RunState) -> None:
         for name in (*_WEIGHTS, "adapter_config.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "merged", ignore_errors=True)
-    write_json_atomic(folder / RECORD, {"state": "started", **_heading(config, key), **provenance()})
+    first = first_loss(folder) if state.checkpoint else None
+    record = {"state": "started", **_heading(config, key), **provenance()}
+    write_json_atomic(folder / RECORD, record | ({FIRST_LOSS: first} if first is not None else {}))
+
+
+def first_loss(folder: Path) -> float | None:
+    """The held-out loss before the first step, as an interrupted run remembers it."""
+    if not (folder / RECORD).exists():
+        return None
+    return json.loads((folder / RECORD).read_text(encoding="utf-8")).get(FIRST_LOSS)
+
+
+def remember_first_loss(folder: Path, loss: float) -> None:
+    """Notes the held-out loss before the first step in the run's record, for a run that goes on from here."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    write_json_atomic(folder / RECORD, record | {FIRST_LOSS: loss})
 
 
 def finish(config: TrainingConfig, key: dict[str, Any], results: dict[str, Any]) -> Path:

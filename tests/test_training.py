@@ -402,6 +402,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     assert same(*(load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed")))
     record = json.loads((tmp_path / "killed" / "training.json").read_text())
     assert len(losses(record)) == 30 and record["state"] == "finished"
+    whole = json.loads((tmp_path / "whole" / "training.json").read_text())
+    assert record["held_out_loss"] == whole["held_out_loss"]
 
 
 def test_a_finished_run_is_left_alone_and_another_run_is_not_mixed_with_it(run, folder, tmp_path, capsys):
