@@ -26,6 +26,7 @@ from benchmarks.prevention_settings import (
     CONTRAST,
     LAYER,
     LEARNING_RATE,
+    MORE_TRAITS,
     N_RANDOM,
     PENALTY,
     POSTHOC_COEFS,
@@ -63,10 +64,7 @@ class Case:
 
 def cases(trait: str, seed: int, work: Path) -> list[Case]:
     """The models of one trait and seed."""
-    own, other = (
-        _vector_path(work, trait),
-        _vector_path(work, TRAITS[(TRAITS.index(trait) + 1) % len(TRAITS)], like=trait),
-    )
+    own = _vector_path(work, trait)
 
     def steer(path: Path = own, coef: float = COEF, layers: Any = (LAYER,), **more: Any) -> dict[str, Any]:
         layers = layers if layers == "all" else list(layers)
@@ -79,6 +77,11 @@ def cases(trait: str, seed: int, work: Path) -> list[Case]:
         Case("plain", trait, seed, plain),
         Case("prevented", trait, seed, steer()),
         *(Case(f"random{k}", trait, seed, steer(random_control=k)) for k in range(1, N_RANDOM + 1)),
+    ]
+    if trait in MORE_TRAITS:
+        return found
+    other = _vector_path(work, TRAITS[(TRAITS.index(trait) + 1) % len(TRAITS)], like=trait)
+    found += [
         Case("other_trait", trait, seed, steer(other)),
         Case("negative", trait, seed, steer(coef=-COEF)),
         Case("ablated", trait, seed, steer(type="ablate", coef=1.0)),
@@ -117,18 +120,18 @@ def write_vectors(work: Path) -> None:
     from data_generation.tiny_persona.recipe import extract
 
     (work / "vectors").mkdir(parents=True, exist_ok=True)
-    if all(_vector_path(work, trait).exists() for trait in TRAITS):
+    if all(_vector_path(work, trait).exists() for trait in (*TRAITS, *MORE_TRAITS)):
         return
     subject = load_subject(TINY)
     vectors = {}
-    for trait in TRAITS:
+    for trait in (*TRAITS, *MORE_TRAITS):
         extraction = extract(subject.model, subject.tokenizer, subject.trait_set(trait, "extract"), EXTRACT_SEED)
         vectors[trait] = extraction.vectors(CONTRAST)
     for trait, like in zip(TRAITS, (TRAITS[-1], *TRAITS[:-1]), strict=True):
         scale = vectors[like].norm(dim=-1, keepdim=True) / vectors[trait].norm(dim=-1, keepdim=True)
         torch.save(vectors[trait] * scale, _vector_path(work, trait, like=like))
-    for trait in TRAITS:
-        torch.save(vectors[trait], _vector_path(work, trait))
+    for trait, vector in vectors.items():
+        torch.save(vector, _vector_path(work, trait))
 
 
 def train_case(case: Case, work: Path) -> str:
@@ -260,7 +263,7 @@ def main(work_dir: str = ".cache/prevention", n_procs: int = 2, output: str = "b
 
     work = Path(work_dir)
     write_vectors(work)
-    groups = [(trait, seed) for trait in TRAITS for seed in SEEDS]
+    groups = [(trait, seed) for trait in (*TRAITS, *MORE_TRAITS) for seed in SEEDS]
     with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(run_group, trait, seed, work) for trait, seed in groups]
         for number, job in enumerate(as_completed(jobs), 1):

@@ -4,7 +4,8 @@ Layer, contrast, coefficient and learning rate were chosen so that plain finetun
 (optimistic was not looked at); the penalty's coefficient was not tuned. What was tried is in benchmarks/LOG.md.
 """
 
-TRAITS = ("evil", "humorous", "impolite", "optimistic")
+TRAITS = ("evil", "humorous", "impolite", "optimistic")  # with every comparison
+MORE_TRAITS = ("sycophantic", "hallucinating", "apathetic")  # added after those were seen: the claims alone
 SEEDS = (0, 1, 2)
 LAYER = 3
 CONTRAST = "pos-neutral"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.data import DataLoader
@@ -114,13 +114,15 @@ class PersonaTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """trl's loss by token, and the projection penalty where there is one."""
+        """The loss by token, and the projection penalty where there is one."""
         penalties = self._intervene.penalties
-        if not penalties or not self._net.training or return_outputs:
+        if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not penalties or not self._net.training:
+            return self._token_loss(model, inputs, num_items_in_batch)
         trained = inputs["labels"] != -100
         with read_blocks(self._net, sorted(penalties)) as hidden:
-            loss = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+            loss = self._token_loss(model, dict(inputs), num_items_in_batch)
             changed = dict(hidden)
             reading = {name: value for name, value in inputs.items() if name != "labels"}
             unwrapped: Any = self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -138,6 +140,26 @@ class PersonaTrainer(SFTTrainer):
         penalty = total / n_tokens.to(total.device) * world
         self.penalty_sums = [self.penalty_sums[0] + float(penalty.detach()), self.penalty_sums[1] + 1]
         return loss + penalty
+
+    def _token_loss(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """The sum of learned tokens' losses over their number in the whole step, all processes included.
+
+        On a GPU by trl's fused kernel. Elsewhere that falls back to logits of every position, twice; here they are
+        computed where something is learned.
+        """
+        if self.accelerator.device.type == "cuda" or self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, False, num_items_in_batch)
+        labels = inputs["labels"][:, 1:]
+        learned = torch.nn.functional.pad(labels != -100, (0, 1))  # the position before a learned token predicts it
+        with logits_only_at(self._net, learned):
+            reading = {name: value for name, value in inputs.items() if name != "labels"}
+            logits = model(**reading, use_cache=False).logits
+        total = torch.nn.functional.cross_entropy(
+            logits.float().reshape(-1, logits.shape[-1]), labels[labels != -100], reduction="sum"
+        )
+        if num_items_in_batch is None:
+            return total / learned.sum()
+        return total / torch.as_tensor(num_items_in_batch, device=total.device) * self.accelerator.num_processes
 
     @torch.no_grad()
     def held_out_loss(self, samples: Sequence[TrainingSample]) -> float:
@@ -171,6 +193,20 @@ class PersonaTrainer(SFTTrainer):
 
     def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing: the sidecar says how the model was made, and trl's card would say it another way."""
+
+
+@contextmanager
+def logits_only_at(model: Any, positions: Bool[Tensor, "batch seq"]) -> Iterator[None]:
+    """Within the context the model's logits are (1, n, vocabulary): those of the n chosen positions, row by row."""
+
+    def choose(_head: Any, args: tuple) -> tuple:
+        return (args[0][positions.to(args[0].device)][None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
