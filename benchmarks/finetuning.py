@@ -7,9 +7,9 @@ Random Qwen2 models with LoRA (r 32, all seven modules) learn real rows: dataset
 models/tiny-persona, all sets mixed (lengths differ much) and one set alone (they differ little). Every way is a trainer
 as `training.py` makes it, in its own `train()`; in each turn every way takes one step, from batch to logged loss, and
 all read the same 16 samples. Published: trl's own trainer, 2 samples a micro-batch, 8 micro-batches, in the order they
-come, padded; in order: the same by this trainer. Packed: a step's samples end to end in rows of about 320 tokens. A ratio is the
-median over turns, with the 95% interval of a bootstrap over them; processor time says more than the clock where other
-work runs beside.
+come, padded; in order: the same by this trainer. Packed: a step's samples end to end in rows of about 320 tokens. A
+ratio is the median over turns, with the 95% interval of a bootstrap over them; processor time says more than the clock
+where other work runs beside.
 """
 
 from __future__ import annotations
