@@ -241,7 +241,7 @@ def figure(found: Measured) -> bytes:
     axes[-1].set_xticks(steps)
     axes[-1].set_xlabel("training steps", fontsize=8)
     axes[-1].set_title("longer training, one seed: trait score", fontsize=10)
-    axes[-1].legend(fontsize=6, loc="center", bbox_to_anchor=(0.5, 0.68))
+    axes[-1].legend(fontsize=5.5, ncols=3, loc="center", bbox_to_anchor=(0.5, 0.66))
     return png_bytes(fig)
 
 
