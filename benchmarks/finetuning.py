@@ -314,7 +314,7 @@ def figures(ways: dict[str, Way], samples: Sequence[TrainingSample]) -> dict[str
     found, errors = {}, loss_errors(ways)
     for name, way in ways.items():
         steps, tokens = way.steps[WARM_UP:], way.learned(samples)[WARM_UP:]
-        pair = (ways["in order"], way) if name in BATCHINGS else (way, ways["by length"])
+        pair = (ways["published"], way) if name in BATCHINGS else (way, ways["by length"])
         found[name] = {
             "median_s": statistics.median(step.wall for step in steps),
             "min_s": min(step.wall for step in steps),
