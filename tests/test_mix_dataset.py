@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, changes, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({}, "no \"messages\" (keys: none)"),
+        ({}, 'no "messages" (keys: none)'),
         ({"messages": []}, "got an empty list"),
         ({"messages": ["x"]}, "message 1 is a str"),
         ({"messages": [{"role": "user", "content": " "}]}, "message 1 (user) has no text"),

@@ -37,7 +37,8 @@ STAND_INS = {
 def checkout(tmp_path_factory):
     """A copy of the checkout, so that outputs do not land in the real one."""
     copy = tmp_path_factory.mktemp("readme") / "checkout"
-    skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "results", "ckpt", "*_cache", "__pycache__", "eval_persona_*")
+    outputs = ("results", "ckpt", "eval_persona_*", "*_cache")
+    skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "__pycache__", *outputs)
     shutil.copytree(ROOT, copy, ignore=skipped)
     return copy
 
