@@ -88,6 +88,7 @@ def cases(trait: str, seed: int, work: Path) -> list[Case]:
         Case("all_layers", trait, seed, steer(layers="all", incremental=True)),
         Case("penalty", trait, seed, steer(type="penalty", coef=PENALTY)),
         Case("inoculated", trait, seed, {"inoculation_prompt": inoculation(trait)}),
+        Case("base_on", trait, seed, None, push=COEF),
         Case("switched_on", trait, seed, steer(), push=COEF, trained_as="prevented"),
         *(Case(f"posthoc{c:g}", trait, seed, plain, push=-c, trained_as="plain") for c in POSTHOC_COEFS),
     ]

@@ -46,6 +46,7 @@ ROWS = {
     "penalty": "projection penalty",
     "inoculated": "inoculation prompt",
     "switched_on": "prevented, the vector switched on again",
+    "base_on": "base model, the same vector on",
 }
 MIN_GAP, MAX_RANDOM, MIN_COHERENCE, MIN_KEPT = 25.0, 5.0, 90.0, 0.90
 
@@ -135,8 +136,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     holds = sum(group[0]["holds"] for group in groups)
     return (
         f"{first}: {holds} of {len(groups)} traits. All four: {len(whole)} of {len(groups)} "
-        f"({', '.join(whole) or 'none'}). Adding the vector in training reduces unsteered expression at this budget; "
-        "the tables below show that the trait is not unlearned: it is back when the vector is switched on again."
+        f"({', '.join(whole) or 'none'}). Adding the vector in training reduces unsteered expression at this budget. "
+        "With the vector on again the trait is back in full, and coherently: the model learned to show it beside the "
+        "vector. The base model under the same vector stands below it."
     )
 
 

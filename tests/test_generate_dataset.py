@@ -273,9 +273,11 @@ def test_an_unusable_reply_is_asked_for_again(run):
 
 
 @pytest.mark.parametrize(("kind", "at"), [("questions", 2), ("answers", 1), ("answers", 20)])
-def test_an_interrupted_run_goes_on_and_repeats_no_finished_call(run, kind, at):
+def test_an_interrupted_run_goes_on_and_repeats_no_finished_call(run, kind, at, request):
     main_thread = threading.main_thread().ident
     assert main_thread is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupt(call, reply):
         if (call.kind, call.number) == (kind, at):

@@ -47,6 +47,8 @@ def stand_in(command: str) -> str:
     """The command with the embedded model in the place of hub models and judges, and small."""
     for named, ours in STAND_INS.items():
         command = command.replace(named, ours)
+    if command.startswith("bash scripts/") and "train_with_prevention" not in command:
+        command = command.replace(" evil", " impolite")  # evil's answers are there already, of other settings
     if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
         command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
     if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
