@@ -51,6 +51,9 @@ def stand_in(command: str) -> str:
         command = command.replace(" evil", " impolite")  # evil's answers are there already, of other settings
     if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
         command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
+    if command.startswith("bash scripts/train_with_prevention.sh 0 models/tiny-persona evil models/tiny-persona "):
+        few = "--n_per_question 1 --max_tokens 60"  # a vector of few answers, so that the script finds one
+        command = f"bash scripts/generate_vec.sh 0 models/tiny-persona evil models/tiny-persona {few} && {command}"
     if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
         command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 60"
     return command
