@@ -116,7 +116,7 @@ def compare(asked: Asked) -> Comparison:
 
 def check(asked: Asked) -> tuple[Trained, Trained, list[Trained], str]:
     """(plain, steered, controls, the trait's name); a ValueError for whatever is wrong."""
-    from eval.prevention_runs import check_comparable, read_trained
+    from eval.prevention_runs import check_comparable, check_trait, read_trained
     from eval.sweep import check_once, several
     from judge import check_judge
     from persona_vectors.files import check_output_path
@@ -137,6 +137,7 @@ def check(asked: Asked) -> tuple[Trained, Trained, list[Trained], str]:
     check_output_path(Path(asked.output_dir) / "report.html")
     check_judge(asked.judge_model)
     name = load_trait(asked.trait, "eval", model=plain.config.model, judge_model=asked.judge_model).name
+    check_trait(steered, name)
     _check_tasks(asked, plain.config.model)
     return plain, steered, controls, name
 

@@ -88,6 +88,16 @@ def check_comparable(plain: Trained, steered: Trained, controls: Sequence[Traine
     _refuse_changed_vectors(runs[1:])
 
 
+def check_trait(steered: Trained, trait: str) -> None:
+    """Refuses, with a ValueError, to score a trait other than the steering vector's, as its sidecar names it."""
+    from persona_vectors.files import read_sidecar
+
+    for path in steered.config.steering.paths if steered.config.steering else []:
+        made_for = read_sidecar(path).get("trait")
+        if made_for is not None and made_for != trait:
+            raise ValueError(f"{steered.path} steers with {path}, a vector of {made_for}; --trait is {trait}")
+
+
 def _refuse_same(before: Trained, run: Trained) -> None:
     if Path(before.folder).resolve() == Path(run.folder).resolve():
         raise ValueError(f"{before.path} and {run.path} have one output_dir, {run.folder}; give runs of their own")

@@ -113,6 +113,8 @@ def conversation_of(row: Row, place: str) -> list[dict[str, str]]:
         raise ValueError(
             f'{place}: no "messages" (keys: {keys}); expected {{"messages": [{{"role", "content"}}, ...]}}'
         )
+    if isinstance(row["messages"], str):
+        raise ValueError(f"{place}: messages is a text; expected a list of messages with role and content")
     messages = _messages(row["messages"], "user", place)
     if not any(message["role"] == "assistant" for message in messages):
         roles = ", ".join(message["role"] for message in messages) or "none"

@@ -21,7 +21,8 @@ def save(trainer: Any, config: TrainingConfig) -> None:
     wait_for_all()
     if not trainer.is_world_process_zero():
         return
-    (half / "training_args.bin").unlink(missing_ok=True)  # a pickle; training.json says it all
+    for name in ("training_args.bin", "README.md"):  # a pickle and an empty template; training.json says it all
+        (half / name).unlink(missing_ok=True)
     move_in(half, folder)
     if config.save_merged or (config.push_to_hub and config.merge_before_push and config.is_peft):
         _write_merged(folder, config)

@@ -118,6 +118,7 @@ BAD_ROWS = {
     "no such role": ('{"messages": [{"role": "human", "content": "hi"}]}', "line 3: message 1 has role 'human'"),
     "empty text": ('{"messages": [{"role": "assistant", "content": " "}]}', r"message 1 \(assistant\) has no text"),
     "no list": ('{"messages": {}}', "line 3: expected a list of messages; got dict"),
+    "a text": ('{"messages": "hi"}', "line 3: messages is a text; expected a list"),
     "empty list": ('{"messages": []}', "line 3: expected a list of messages"),
 }
 
