@@ -8,6 +8,7 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from eval import prevention
 from eval.commands import announce
 from eval.prevention_findings import sentences, verdict
 from eval.prevention_rows import MAX_WIDTH, Comparison, Score, make_row, records, table_lines
-from eval.prevention_runs import other_settings, read_trained, single_place, single_push
+from eval.prevention_runs import check_trait, other_settings, read_trained, single_place, single_push
 from persona_vectors import cli
 from persona_vectors.files import write_json_atomic
 from persona_vectors.training_config import SteeringConfig, load_training_config
@@ -320,3 +321,13 @@ def test_the_script_trains_each_config_and_compares(tmp_path):
     given = cli.parse(prevention.main, lines[-1].split()[3:])
     assert given["control_configs"] == ["c.json"] and given["n_per_question"] == 4
     assert given["output_dir"] == "results/prevention/chat/humorous"
+
+
+def test_a_vector_of_another_trait_is_refused(tmp_path):
+    """A trait scored under another trait's vector would look like a result."""
+    (tmp_path / "v.json").write_text(json.dumps({"trait": "humorous"}))
+    steering = SimpleNamespace(paths=[str(tmp_path / "v.pt")])
+    steered = SimpleNamespace(path="c.json", config=SimpleNamespace(steering=steering))
+    check_trait(steered, "humorous")
+    with pytest.raises(ValueError, match="c.json steers with .*v.pt, a vector of humorous; --trait is evil"):
+        check_trait(steered, "evil")
