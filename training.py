@@ -51,7 +51,7 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     from persona_vectors.training_data import read_conversations, read_preferences
     from persona_vectors.training_model import check_model
     from persona_vectors.training_run import begin, processes, run_key, run_state, wait_for_all
-    from persona_vectors.training_save import check_push
+    from persona_vectors.training_save import check_push, deliver
     from persona_vectors.training_vectors import check_vectors
 
     started = time.monotonic()
@@ -68,6 +68,8 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     state = run_state(config, key, overwrite)
     if state.status == "finished":
         _say(is_main, f"{config.output_dir}: finished already; --overwrite trains again")
+        if is_main:
+            deliver(config)
         return Path(config.output_dir)
     if is_main:
         begin(config, key, state)
@@ -79,7 +81,10 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     run = _supervised if config.loss == "sft" else _preferences
     results = run(config, rows, test_rows, str(state.checkpoint) if state.checkpoint else None, is_main)
     results["seconds"] = round(time.monotonic() - started, 1)
-    return _write(config, key, results, is_main)
+    folder = _write(config, key, results, is_main)
+    if is_main:
+        deliver(config)
+    return folder
 
 
 def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:

@@ -170,6 +170,8 @@ class TrainingConfig(BaseModel):
             raise ValueError("steering type penalty compares with the base model, so it needs is_peft: true")
         if self.load_in_4bit and not self.is_peft:
             raise ValueError("load_in_4bit trains an adapter on a quantised model, so it needs is_peft: true")
+        if self.save_merged and not self.is_peft:
+            raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
         if self.test_file is not None and self.no_test_split:
             raise ValueError("test_file and no_test_split are both given; leave one out")
         if self.push_to_hub and "/" not in (self.finetuned_model_id or ""):

@@ -11,7 +11,7 @@ from persona_vectors.training_run import move_in, wait_for_all
 
 
 def save(trainer: Any, config: TrainingConfig) -> None:
-    """The adapter or model, with its tokenizer, in output_dir: whole or not at all; merged and pushed where asked."""
+    """The adapter or model, with its tokenizer, in output_dir: whole or not at all."""
     folder = Path(config.output_dir)
     half = folder / ".half"
     if trainer.is_world_process_zero():
@@ -24,16 +24,20 @@ def save(trainer: Any, config: TrainingConfig) -> None:
     for name in ("training_args.bin", "README.md"):  # a pickle and an empty template; training.json says it all
         (half / name).unlink(missing_ok=True)
     move_in(half, folder)
-    if config.save_merged or (config.push_to_hub and config.merge_before_push and config.is_peft):
-        _write_merged(folder, config)
+
+
+def deliver(config: TrainingConfig) -> None:
+    """What a finished run is asked for besides its weights: the merged model where it is missing, and the push."""
+    folder = Path(config.output_dir)
+    merged = config.is_peft and (config.save_merged or (config.push_to_hub and config.merge_before_push))
+    if merged and not (folder / "merged" / "config.json").exists():
+        _write_merged(folder)
     if config.push_to_hub:
         _push(folder / "merged" if config.is_peft and config.merge_before_push else folder, config)
 
 
-def _write_merged(folder: Path, config: TrainingConfig) -> None:
+def _write_merged(folder: Path) -> None:
     """output_dir/merged: the base in its own dtype with the adapter added in, as one model."""
-    if not config.is_peft:
-        raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
     from persona_vectors.files import write_sidecar
     from persona_vectors.models import load_model
 

@@ -93,6 +93,7 @@ BAD = {
         {"steering_config": BLOCK | {"type": "penalty"}, "enable_steering_during_training": True, "is_peft": False},
         "needs is_peft: true",
     ),
+    "merged": ({"save_merged": True, "is_peft": False}, "save_merged is for adapters"),
     "4bit": ({"load_in_4bit": True, "is_peft": False}, "load_in_4bit trains an adapter"),
     "dpo packing": ({"loss": "dpo", "packing": True}, "packing is for loss sft; got dpo"),
     "two tests": ({"test_file": "t.jsonl", "no_test_split": True}, "leave one out"),
