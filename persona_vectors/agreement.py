@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
+from persona_vectors.correlation import Estimated, pearson, resampled_rows, spearman, with_interval
 from persona_vectors.statistics import Labels, auc, group_codes
 
 if TYPE_CHECKING:
@@ -22,22 +22,6 @@ if TYPE_CHECKING:
 Score = float | None
 BAND = 20
 """Points in a band of kappa: 0-19, 20-39, 40-59, 60-79, 80-100."""
-
-
-@dataclass(frozen=True)
-class Estimated:
-    """A statistic with its 95% interval by question; None where it cannot be had (equal scores, one question)."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def text(self, digits: int = 2) -> str:
-        """`0.87 [0.80, 0.91]`."""
-        if self.value is None:
-            return "not defined"
-        interval = "no interval" if self.low is None else f"{self.low:.{digits}f}, {self.high:.{digits}f}"
-        return f"{self.value:.{digits}f} [{interval}]"
 
 
 @dataclass(frozen=True)
@@ -100,10 +84,10 @@ def agreement(
         )
     x, y = x[both], y[both]
     codes = group_codes([question for question, kept in zip(questions, both, strict=True) if kept])
-    rows = _resampled_rows(codes, n_boot, seed)
+    rows = resampled_rows(codes, n_boot, seed)
 
     def estimated(statistic: Callable[[np.ndarray, np.ndarray], float]) -> Estimated:
-        return _with_interval(statistic, x, y, rows, codes)
+        return with_interval(statistic, x, y, rows, codes)
 
     return Agreement(
         n=len(a),
@@ -111,8 +95,8 @@ def agreement(
         n_b=int(np.isfinite(_numbers(b)).sum()),
         n_both=int(both.sum()),
         n_questions=int(codes.max()) + 1,
-        pearson=estimated(_pearson),
-        spearman=estimated(lambda x, y: _pearson(stats.rankdata(x), stats.rankdata(y))),
+        pearson=estimated(pearson),
+        spearman=estimated(spearman),
         mean_difference=None if binary else estimated(lambda x, y: float((x - y).mean())),
         kappa_bands=None if binary else estimated(lambda x, y: _kappa(_bands(x), _bands(y), "quadratic")),
         kappa_threshold=estimated(lambda x, y: _kappa(x >= threshold, y >= (0.5 if binary else threshold), None)),
@@ -124,42 +108,6 @@ def agreement(
 
 def _numbers(scores: Sequence[Score]) -> np.ndarray:
     return np.array([math.nan if score is None else score for score in scores], dtype=float)
-
-
-def _resampled_rows(codes: np.ndarray, n_boot: int, seed: int) -> list[np.ndarray]:
-    """Row numbers of each bootstrap sample: whole questions, drawn with replacement."""
-    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    rng = np.random.default_rng(seed)
-    k = len(members)
-    return [np.concatenate([members[code] for code in rng.integers(k, size=k)]) for _ in range(n_boot)]
-
-
-def _with_interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    x: np.ndarray,
-    y: np.ndarray,
-    rows: Sequence[np.ndarray],
-    codes: np.ndarray,
-) -> Estimated:
-    """The statistic, with expanded percentiles (`statistics.cluster_bootstrap_mean`) of the samples that have it."""
-    value = statistic(x, y)
-    if math.isnan(value):
-        return Estimated(None, None, None)
-    k = int(codes.max()) + 1
-    resampled = np.array([statistic(x[sample], y[sample]) for sample in rows])
-    resampled = resampled[np.isfinite(resampled)]
-    if k == 1 or len(resampled) < 2:
-        return Estimated(value, None, None)
-    tail = stats.norm.cdf(-math.sqrt(k / (k - 1)) * stats.t.ppf(0.975, k - 1))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimated(value, float(low), float(high))
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """NaN where one side is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y) / scale if scale > 1e-9 else math.nan
 
 
 def _bands(scores: np.ndarray) -> np.ndarray:
@@ -187,7 +135,7 @@ def _auc(x: np.ndarray, labels: np.ndarray) -> float:
 
 def _shuffled(x: np.ndarray, y: np.ndarray, n: int, seed: int) -> Estimated:
     rng = np.random.default_rng(seed + 1)
-    correlations = np.array([_pearson(x, rng.permutation(y)) for _ in range(n)])
+    correlations = np.array([pearson(x, rng.permutation(y)) for _ in range(n)])
     if np.isnan(correlations).all():
         return Estimated(None, None, None)
     low, high = np.nanquantile(correlations, [0.025, 0.975])

@@ -43,7 +43,7 @@ def steering_png(coefs: Numbers, panels: Mapping[str, tuple[Band, Band | None]])
 
     `panels` maps the score's name to (the vector's band, the random directions' band or None).
     """
-    figure, axes = _canvas(len(panels), sharey=True)
+    figure, axes = canvas(len(panels), sharey=True)
     for axis, (name, (vector, random)) in zip(axes, panels.items(), strict=True):
         if random is not None:
             axis.fill_between(coefs, random.low, random.high, color=RANDOM, alpha=0.25, linewidth=0)
@@ -60,7 +60,7 @@ def layer_auc_png(
     layers: Numbers, vector: Numbers, random_mean: Numbers, random_high: Numbers, steered: int | None = None
 ) -> Figure:
     """Held-out AUC against the layer: the vector refit by fold, and random directions (mean and 95th percentile)."""
-    figure, (axis,) = _canvas(1)
+    figure, (axis,) = canvas(1)
     axis.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
     if steered is not None:
         axis.axvline(steered, color=INK, linewidth=0.8, linestyle=":")
@@ -78,7 +78,7 @@ def layer_auc_png(
 
 def layer_norms_png(layers: Numbers, norms: Mapping[str, Numbers]) -> Figure:
     """The norm of each vector against the layer."""
-    figure, (axis,) = _canvas(1)
+    figure, (axis,) = canvas(1)
     for number, (name, values) in enumerate(norms.items()):
         axis.plot(layers, values, color=_contrast(number), marker="os^Dv"[number % 5], label=name)
     axis.set(xlabel="layer", ylabel="norm of the vector")
@@ -95,7 +95,7 @@ def quality_png(
 
     NaN is left out. `random_auc` holds the mean, the mean again, and the 95th percentile.
     """
-    figure, axes = _canvas(3)
+    figure, axes = canvas(3)
     axes[0].plot(layers, relative_norm, color=VECTOR, marker="o")
     axes[0].set(xlabel="layer", title="norm / mean answer's norm")
     axes[0].set_ylim(0, 1.06 * float(np.nanmax([*relative_norm, 1e-9])))
@@ -120,7 +120,7 @@ def quality_png(
 
 def projections_png(groups: Mapping[str, Numbers], xlabel: str = "projection on the vector") -> Figure:
     """Histograms of projections, one outline a group, over common bins, each with an area of 1."""
-    figure, (axis,) = _canvas(1)
+    figure, (axis,) = canvas(1)
     edges = _edges(groups)
     for number, (name, values) in enumerate(groups.items()):
         color = SERIES[number % len(SERIES)]
@@ -138,7 +138,7 @@ def levels_png(
 
     The first stands at the top. NaN leaves a row empty; where there is no interval, give the mean for both ends.
     """
-    figure, axes = _canvas(len(panels), sharey=True)
+    figure, axes = canvas(len(panels), sharey=True)
     figure.set_size_inches(2.4 + 3.2 * len(panels), 1.2 + 0.3 * len(names))
     heights = np.arange(len(names))
     for axis, (title, (band, ends)) in zip(axes, panels.items(), strict=True):
@@ -222,7 +222,7 @@ _RANDOM_LABEL = "random, same norm: mean, range"
 _RANDOM_AUC_LABEL = "random: mean to 95th percentile"
 
 
-def _canvas(n_panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def canvas(n_panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot's global state, its axes plain and light."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

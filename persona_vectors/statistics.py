@@ -84,11 +84,11 @@ def cluster_bootstrap_mean(
         return Interval(mean, np.nan, np.nan, n, 1, n_dropped)
     draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n_boot)  # (n_boot, k)
     means = (draws @ sums) / (draws @ counts)
-    low, high = _expanded_percentiles(means, k, level)
+    low, high = expanded_percentiles(means, k, level)
     return Interval(mean, low, high, n, k, n_dropped)
 
 
-def _expanded_percentiles(resampled: np.ndarray, k: int, level: float) -> tuple[float, float]:
+def expanded_percentiles(resampled: np.ndarray, k: int, level: float) -> tuple[float, float]:
     """The ends of the interval in statistics resampled over `k` clusters."""
     tail = stats.norm.cdf(-np.sqrt(k / (k - 1)) * stats.t.ppf((1 + level) / 2, k - 1))
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -171,7 +171,7 @@ def held_out_auc(
     resampled_pairs = ((draws @ pairs) * draws).sum(1)
     resampled_wins = ((draws @ wins) * draws).sum(1)
     there = resampled_pairs > 0
-    low, high = _expanded_percentiles(resampled_wins[there] / resampled_pairs[there], k, level)
+    low, high = expanded_percentiles(resampled_wins[there] / resampled_pairs[there], k, level)
     return Interval(float(wins.sum() / pairs.sum()), low, high, len(pos) + len(neg), k)
 
 

@@ -1,0 +1,96 @@
+"""Scatter figures with labelled points, as PNG and as SVG for pages: arrays in, figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona_vectors.page_plots import Series, chart
+from persona_vectors.plots import INK, RANDOM, SERIES, VECTOR, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Numbers = Sequence[float] | np.ndarray
+COLORS = {"s0": VECTOR, "s1": SERIES[1], "s2": SERIES[3], "s3": SERIES[4], "s4": SERIES[5], "random": RANDOM}
+MARKERS = {"s0": "o", "s1": "^", "s2": "D", "s3": "v", "s4": "P", "random": "s"}
+MOST_LABELS = 24
+"""Points of a panel whose labels are written in a PNG: more would hide the points."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """A group of points that the legend names once.
+
+    Attributes:
+        xs, ys: NaN leaves a point out.
+        labels: what each point is; written beside it in a PNG, shown on pointing at it on a page.
+        look: s0 to s4, or random (`persona_vectors.page_plots`).
+    """
+
+    name: str
+    xs: Numbers
+    ys: Numbers
+    labels: Sequence[str] = ()
+    look: str = "s0"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Groups of points over one pair of axes."""
+
+    groups: Sequence[Points]
+    xlabel: str
+    ylabel: str
+    fit: bool = True
+    """draw the least-squares line through all points"""
+
+
+def fitted(groups: Sequence[Points]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both ends of the least-squares line through all points, or None where it does not exist."""
+    xs = np.concatenate([np.asarray(one.xs, dtype=float) for one in groups])
+    ys = np.concatenate([np.asarray(one.ys, dtype=float) for one in groups])
+    there = np.isfinite(xs) & np.isfinite(ys)
+    if there.sum() < 3 or np.ptp(xs[there]) == 0:
+        return None
+    slope, height = np.polyfit(xs[there], ys[there], 1)
+    ends = np.array([xs[there].min(), xs[there].max()])
+    return ends, height + slope * ends
+
+
+def scatter_png(panels: Mapping[str, Panel]) -> Figure:
+    """A panel for each title."""
+    figure, axes = canvas(len(panels))
+    figure.set_size_inches(4.6 * len(panels), 4.0)
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        line = fitted(panel.groups) if panel.fit else None
+        if line is not None:
+            axis.plot(*line, color=INK, linewidth=0.9, linestyle=":")
+        for group in panel.groups:
+            color = COLORS.get(group.look, INK)
+            axis.scatter(group.xs, group.ys, s=26, color=color, marker=MARKERS.get(group.look, "o"), label=group.name)
+        if sum(len(group.labels) for group in panel.groups) <= MOST_LABELS:
+            for group in panel.groups:
+                for x, y, label in zip(group.xs, group.ys, group.labels, strict=False):
+                    if np.isfinite(x) and np.isfinite(y):
+                        axis.annotate(label, (x, y), (3, 3), textcoords="offset points", fontsize=6, color=INK)
+        axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=title)
+        if len(panel.groups) > 1:
+            axis.legend(frameon=False, fontsize=7, loc="best")
+    return figure
+
+
+def scatter_svg(panel: Panel, label: str) -> str:
+    """One panel as SVG; pointing at a marker says which point it is.
+
+    Raises:
+        ValueError: no point has both its numbers.
+    """
+    series = [Series(one.name, one.xs, one.ys, look=one.look, notes=one.labels, line=False) for one in panel.groups]
+    line = fitted(panel.groups) if panel.fit else None
+    if line is not None:
+        series.insert(0, Series("least squares", *line, look="base"))
+    return chart(series, panel.xlabel, panel.ylabel, label)
