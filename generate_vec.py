@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from persona_vectors import cli
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
+    from persona_vectors.pairs import PairCounts
     from persona_vectors.vectors import Extraction
 
 
@@ -31,6 +33,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    orthogonalize: list[str] | None = None,
 ) -> None:
     """Write `<trait>_{prompt_avg,response_avg,prompt_last}_diff.pt`: mean(pos) - mean(neg) at every layer.
 
@@ -39,6 +42,10 @@ def main(
 
     `<trait>_quality.json` and `.png` say how good they are at each layer: whether halves of the questions give the same
     direction, and whether it separates answers to held-out questions better than random directions do.
+
+    --orthogonalize also writes `<trait>_<span>_diff_orthogonal.pt`, v - Q Q^T v at every layer, Q an orthonormal basis
+    of the other traits' vectors there. The trait's own vectors are then made only if they are not there already, from
+    the same model, tables, threshold, contrast and dtype.
 
     Args:
         model_name: hub id, model folder or adapter folder; the model that wrote the responses.
@@ -53,37 +60,91 @@ def main(
         seed: of the quality report's draws, which are at most 400 pairs, splits, folds and random directions.
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        orthogonalize: vector files of other traits, `<other>_response_avg_diff.pt`; its prompt_avg and prompt_last
+            files beside it are used for those spans.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
-    from persona_vectors.blocks import hidden_size, num_layers
-    from persona_vectors.models import load_model, resolve_model
-    from persona_vectors.quality import pairs_to_read
+    del arguments["orthogonalize"]  # the plain vectors do not depend on it
+    from persona_vectors.models import resolve_model
+    from persona_vectors.orthogonal_files import other_traits, save_orthogonal
     from persona_vectors.responses import read_responses
-    from persona_vectors.vectors import count_pairs, effective_pairs, extract_pairs, save_vectors
+    from persona_vectors.vectors import count_pairs, effective_pairs
 
     resolve_model(model_name)
     _check_folder(save_dir)
+    others = [] if orthogonalize is None else other_traits(orthogonalize, trait, model_name)
     pos, neg = read_responses(pos_path, trait), read_responses(neg_path, trait)
     pairs = effective_pairs(pos, neg, trait, threshold, contrast)
     counts = count_pairs(pos, neg, trait, threshold, contrast)
     print(
         f"{trait}: kept {counts.n_kept} of {counts.n_pairs} pairs at threshold {threshold:g}; {counts.n_scored} scored"
     )
+    if others and _made_before(arguments):
+        print(f"{save_dir} has {trait}'s vectors of the same model, tables and settings; no model is loaded")
+        paths = []
+    else:
+        paths = _extract(arguments, pairs, counts)
+    if others:
+        written, said = save_orthogonal(save_dir, trait, others)
+        paths += written
+        print("\n".join(said))
+    print("saved " + ", ".join(str(path) for path in paths))
+    if counts.n_kept < 10:
+        print(f"note: {counts.n_kept} pairs is few; a direction from so few pairs is noisy")
 
-    model, tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
-    keep = pairs_to_read(len(pairs), num_layers(model), hidden_size(model), seed) if quality else []
+
+def _extract(arguments: dict[str, Any], pairs: pd.DataFrame, counts: PairCounts) -> list[Path]:
+    """The files written after the model has read all pairs: the trait's plain vectors and their quality report."""
+    from persona_vectors.blocks import hidden_size, num_layers
+    from persona_vectors.models import load_model
+    from persona_vectors.quality import pairs_to_read
+    from persona_vectors.vectors import extract_pairs, save_vectors
+
+    name, trait, contrast, seed = (arguments[key] for key in ("model_name", "trait", "contrast", "seed"))
+    model, tokenizer = load_model(name, dtype=arguments["dtype"], device_map=arguments["device_map"])
+    keep = pairs_to_read(len(pairs), num_layers(model), hidden_size(model), seed) if arguments["quality"] else []
     extraction = extract_pairs(model, tokenizer, pairs, keep=keep, progress=True)
-    record = {"arguments": arguments} | _origin(model_name, model, {"pos": pos_path, "neg": neg_path})
-    paths = save_vectors(save_dir, trait, extraction.vectors, record, counts, contrast)
-    if quality:
+    tables = {"pos": arguments["pos_path"], "neg": arguments["neg_path"]}
+    record = {"arguments": arguments} | _origin(name, model, tables)
+    paths = save_vectors(arguments["save_dir"], trait, extraction.vectors, record, counts, contrast)
+    if arguments["quality"]:
         about = {"trait": trait, "contrast": contrast, "pairs": asdict(counts)}
         questions = pairs["question_index"].iloc[keep].tolist()
         paths += _report(extraction, questions, counts.n_kept, seed, about | record)
     else:
         print(_norms(extraction.vectors["response_avg"]))
-    print("saved " + ", ".join(str(path) for path in paths))
-    if counts.n_kept < 10:
-        print(f"note: {counts.n_kept} pairs is few; a direction from so few pairs is noisy")
+    return paths
+
+
+def _made_before(arguments: dict[str, Any]) -> bool:
+    """Whether all three plain files are there and untouched, and their sidecars name the same inputs by content.
+
+    Other paths to the same content are the same. Where a quality report is asked for, its seed counts too.
+    """
+    from persona_vectors.activations import SPANS
+    from persona_vectors.files import read_sidecar, sha256_of_file
+    from persona_vectors.models import fingerprint
+    from persona_vectors.vectors import vector_path
+
+    folder, trait = arguments["save_dir"], arguments["trait"]
+    compared = ["trait", "threshold", "contrast", "dtype"] + ["quality", "seed"] * arguments["quality"]
+    wanted = {
+        "arguments": {name: arguments[name] for name in compared},
+        "model": fingerprint(arguments["model_name"]),
+        "inputs": {side: sha256_of_file(arguments[f"{side}_path"]) for side in ("pos", "neg")},
+    }
+    for path in (vector_path(folder, trait, span) for span in SPANS):
+        told = read_sidecar(path)
+        if not path.is_file() or told.get("file", {}).get("sha256") != sha256_of_file(path):
+            return False
+        found = {
+            "arguments": {name: told.get("arguments", {}).get(name) for name in compared},
+            "model": told.get("model", {}).get("fingerprint"),
+            "inputs": {side: one.get("sha256") for side, one in told.get("inputs", {}).items()},
+        }
+        if found != wanted:
+            return False
+    return not arguments["quality"] or (Path(folder) / f"{trait}_quality.json").is_file()
 
 
 def _check_folder(save_dir: str) -> None:

@@ -49,6 +49,7 @@ __all__ = [  # pairs are a vector's first step, so their names stand here too
     "persona_vectors_from_pairs",
     "vector_path",
     "save_vectors",
+    "write_vectors",
     "load_vectors",
     "load_vector",
 ]
@@ -150,23 +151,28 @@ def save_vectors(
             )
     paths = []
     for span, tensor in vectors.items():
-        path = vector_path(folder, trait, span)
-        content = io.BytesIO()  # in memory first: torch reports a full disk as a RuntimeError of its own
-        torch.save(tensor.float().contiguous().clone(), content)
-        write_bytes_atomic(path, content.getvalue())
         record = {
             "kind": "persona vectors",
             "trait": trait,
             "span": span,
-            "shape": list(tensor.shape),
-            "layers": LAYER_CONVENTION,
             "contrast": contrast,
             "sign": SIGNS[contrast],
-            "norms": [round(float(norm), 6) for norm in tensor.norm(dim=-1)],
+            **({"pairs": asdict(counts)} if counts else {}),
+            **provenance,
         }
-        write_sidecar(path, {**record, **({"pairs": asdict(counts)} if counts else {}), **provenance})
+        path = write_vectors(vector_path(folder, trait, span), tensor, record)
         paths.append(path)
     return paths
+
+
+def write_vectors(path: Path, tensor: Float[Tensor, "layers d_model"], record: Mapping[str, Any]) -> Path:
+    """The path, now a bare float32 tensor, with a `.json` beside it: `record`, shape, layers and norms."""
+    content = io.BytesIO()  # in memory first: torch reports a full disk as a RuntimeError of its own
+    torch.save(tensor.float().contiguous().clone(), content)
+    write_bytes_atomic(path, content.getvalue())
+    norms = [round(float(norm), 6) for norm in tensor.norm(dim=-1)]
+    write_sidecar(path, {**record, "shape": list(tensor.shape), "layers": LAYER_CONVENTION, "norms": norms})
+    return path
 
 
 def load_vectors(path: str | Path) -> Float[Tensor, "layers d_model"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 import generate_vec
 from persona_vectors import cli, models
+from persona_vectors.activations import SPANS
 from persona_vectors.files import read_sidecar, sha256_of_file
-from persona_vectors.vectors import effective_pairs, load_vectors, persona_vectors_from_pairs
+from persona_vectors.orthogonal import orthogonalize
+from persona_vectors.vectors import effective_pairs, load_vectors, persona_vectors_from_pairs, save_vectors
 from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, word_tokenizer
 
 
@@ -153,3 +156,120 @@ def test_missing_columns_and_a_file_in_the_way(arguments, tmp_path, capsys, monk
     (tmp_path / "vectors").write_text("a file")
     assert cli.run(generate_vec.main, argv(arguments)) == 2
     assert "give a folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def other_traits(tmp_path, arguments) -> list[str]:
+    """Two more traits' vectors of the same model, at random, with sidecars that say so."""
+    made_from = {"model": {"name": "the same", "fingerprint": models.fingerprint(arguments["model_name"])}}
+    for number, trait in enumerate(("kind", "loud")):
+        generator = torch.Generator().manual_seed(number)
+        spans = {span: torch.randn(N_LAYERS + 1, D_MODEL, generator=generator) for span in SPANS}
+        save_vectors(tmp_path / "others", trait, spans, made_from)
+    return [str(tmp_path / "others" / f"{trait}_response_avg_diff.pt") for trait in ("kind", "loud")]
+
+
+def test_orthogonal_files_are_the_rest_and_made_from_what_is_there(arguments, other_traits, tmp_path, capsys):
+    """The first call makes the plain vectors; the second, as when the others came later, loads no model."""
+    folder = tmp_path / "vectors"
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    plain = {span: (folder / f"evil_{span}_diff.pt").read_bytes() for span in SPANS}
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+        assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", *other_traits]) == 0
+    printed = capsys.readouterr().out
+    assert "no model is loaded" in printed
+    assert "evil response_avg without kind, loud: share of the norm left layer 0" in printed
+    for span in SPANS:
+        vectors = load_vectors(folder / f"evil_{span}_diff.pt")
+        others = [load_vectors(path.replace("response_avg", span)) for path in other_traits]
+        rest = load_vectors(folder / f"evil_{span}_diff_orthogonal.pt")
+        torch.testing.assert_close(rest, orthogonalize(vectors, others))
+        for other in others:
+            assert (rest * other).sum(-1).abs().max() < 1e-4 * other.norm()
+        sidecar = read_sidecar(folder / f"evil_{span}_diff_orthogonal.pt")
+        told = sidecar["orthogonalized"]
+        assert (sidecar["trait"], sidecar["span"], sidecar["pairs"]["n_kept"]) == ("evil", span, 2)
+        assert [other["sha256"] for other in told["without"]] == [
+            sha256_of_file(path.replace("response_avg", span)) for path in other_traits
+        ]
+        expected = [float(r.norm() / v.norm()) if v.any() else None for r, v in zip(rest, vectors, strict=True)]
+        assert told["share_left"] == [None if share is None else pytest.approx(share, abs=1e-5) for share in expected]
+        assert plain[span] == (folder / f"evil_{span}_diff.pt").read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["threshold", "table", "vector", "span", "quality", "seed", "model"])
+def test_vectors_of_other_inputs_are_made_anew(changed, arguments, other_traits, tmp_path, capsys):
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    if changed == "threshold":
+        arguments["threshold"] = "60"
+    elif changed == "seed":
+        arguments["seed"] = "1"
+    elif changed == "table":
+        pd.read_csv(arguments["pos_path"]).assign(evil=[99, 80, 20]).to_csv(arguments["pos_path"], index=False)
+    elif changed == "vector":
+        torch.save(torch.ones(N_LAYERS + 1, D_MODEL), tmp_path / "vectors" / "evil_response_avg_diff.pt")
+    elif changed == "span":
+        (tmp_path / "vectors" / "evil_prompt_last_diff.pt").unlink()
+    elif changed == "quality":
+        (tmp_path / "vectors" / "evil_quality.json").unlink()
+    else:
+        sidecar = tmp_path / "vectors" / "evil_prompt_avg_diff.json"
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"model": {"fingerprint": "another"}}))
+    capsys.readouterr()
+    assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", *other_traits]) == 0
+    assert "no model is loaded" not in capsys.readouterr().out
+    assert (tmp_path / "vectors" / "evil_quality.json").is_file()
+    assert len(list((tmp_path / "vectors").glob("*.pt"))) == 6
+
+
+def test_a_span_that_another_trait_lacks_is_named(arguments, other_traits, tmp_path, capsys):
+    (tmp_path / "others" / "loud_prompt_last_diff.pt").unlink()
+    paths = [path.replace("response_avg", "{span}") for path in other_traits]
+    assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", *paths]) == 0
+    assert "no orthogonal prompt_last: loud has no such file" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "vectors").glob("*orthogonal.pt")) == [
+        "evil_prompt_avg_diff_orthogonal.pt",
+        "evil_response_avg_diff_orthogonal.pt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["{others}/absent_response_avg_diff.pt"], "does not exist"),
+        (["{others}/kind.pt"], "plain vector files, named <trait>_response_avg_diff.pt"),
+        (["{others}/kind_response_avg_diff_orthogonal.pt"], "plain vector files"),
+        (["{others}/evil_response_avg_diff.pt"], "of evil itself"),
+        (["{others}/renamed_response_avg_diff.pt"], "of evil itself"),
+        (["{others}/kind_response_avg_diff.pt", "{others}/kind_prompt_avg_diff.pt"], "has the trait kind twice"),
+        (["{others}/wide_response_avg_diff.pt"], f"needs ({N_LAYERS + 1}, {D_MODEL})"),
+        (["{others}/foreign_response_avg_diff.pt"], "made from another model (foreign)"),
+        ([], "orthogonalize"),
+    ],
+)
+def test_unusable_others_are_refused_before_a_model_loads(
+    paths, message, arguments, other_traits, tmp_path, capsys, monkeypatch
+):
+    others, ones = Path(other_traits[0]).parent, torch.ones(N_LAYERS + 1, D_MODEL)
+    save_vectors(others, "evil", {"response_avg": ones}, {})
+    save_vectors(others, "renamed", {"response_avg": ones}, {"trait": "evil"})
+    save_vectors(others, "wide", {"response_avg": torch.ones(N_LAYERS + 1, D_MODEL + 1)}, {})
+    save_vectors(others, "foreign", {"response_avg": ones}, {"model": {"name": "foreign", "fingerprint": "0"}})
+    monkeypatch.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+    given = [path.format(others=others) for path in paths]
+    assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "vectors").exists()
+
+
+def test_a_trait_that_is_a_combination_of_the_others_is_refused(arguments, tmp_path, capsys):
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    for span in SPANS:  # evil under another name
+        torch.save(load_vectors(tmp_path / "vectors" / f"evil_{span}_diff.pt"), tmp_path / f"wicked_{span}_diff.pt")
+    path = str(tmp_path / "wicked_response_avg_diff.pt")
+    assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", path]) == 2
+    assert "of the vector's norm is left" in capsys.readouterr().err
+    assert not list((tmp_path / "vectors").glob("*orthogonal*"))
