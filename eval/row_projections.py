@@ -17,9 +17,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,65 +26,27 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from persona_vectors.activations import iter_mean_activations
+from eval.data_rows import DataRow, read_rows
+from eval.finished_answers import answers_of
+from eval.row_sums import TERMS, Answer, Sums, needs_own, sums_of
 from persona_vectors.blocks import check_layer
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.projection import unit
-from persona_vectors.tokens import TokenizedSample, render_prompt, tokenize_sample
-from persona_vectors.training_data import ROLES, numbered_rows
+from persona_vectors.tokens import render_prompt, tokenize_sample
 from persona_vectors.vectors import load_vector, load_vectors
 
 if TYPE_CHECKING:
     from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
-KINDS = ("delta_p", "raw", "base", "cheap")
+__all__ = ["EMPTY", "KINDS", "LONG", "NO_BASE", "Column", "DataRow", "OwnAnswers", "Reading", "load_columns"]
+__all__ += ["mean_change", "own_answers", "read", "read_rows", "row_values"]
+
+KINDS = tuple(TERMS)
 Key = tuple[str, str]
 """(kind, name of the column)"""
-
-_TERMS: dict[str, tuple[tuple[bool, str, float], ...]] = {
-    "raw": ((False, "response_avg", 1.0),),
-    "base": ((True, "response_avg", 1.0),),
-    "delta_p": ((False, "response_avg", 1.0), (True, "response_avg", -1.0)),
-    "cheap": ((False, "response_avg", 1.0), (False, "prompt_last", -1.0)),
-}
-"""A kind as a sum of means: (of the model's own answer?, span, sign)."""
-
-_CHUNK = 1024  # answers handed to the engine at once: equal prompts stand together, and tokens do not pile up
-
 EMPTY, LONG, NO_BASE = "empty answer", "longer than the model's context", "the model's own answer is empty"
-
-
-@dataclass(frozen=True)
-class DataRow:
-    """One conversation: the row of a JSONL file as it was read, and the line (from 1) it stands on."""
-
-    file: str
-    line: int
-    content: dict[str, Any]
-
-    @cached_property
-    def messages(self) -> list[dict[str, str]]:
-        """The prompt's turns, then the last assistant turn; what comes after it is left out."""
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in self.content["messages"]]
-        last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-        return turns[: last + 1]
-
-    @property
-    def answer(self) -> str:
-        return self.messages[-1]["content"]
-
-    @property
-    def question(self) -> str:
-        """What the user said before the answer; equal for questions that differ in case, white space or system."""
-        asked = " ".join(turn["content"] for turn in self.messages[:-1] if turn["role"] != "system")
-        return " ".join(asked.casefold().split())
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}, line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -126,47 +87,8 @@ class Reading:
     own_answers: list[list[str]]
 
 
-def read_rows(paths: str | Path | Sequence[str | Path]) -> list[DataRow]:
-    """The rows of JSONL files `{"messages": [{"role", "content"}, ...]}`, in order; blank lines are no rows.
-
-    A row may have no system turn, several turns, an empty answer, and further keys.
-
-    Raises:
-        ValueError: no such file, no rows, or a line that is no conversation with an assistant's turn after a turn it
-            answers; names file and line.
-    """
-    several = [paths] if isinstance(paths, (str, Path)) else paths
-    return [
-        DataRow(str(path), line, _checked(content, f"{path}, line {line}"))
-        for path in several
-        for line, content in numbered_rows(path)
-    ]
-
-
-def _checked(content: dict[str, Any], place: str) -> dict[str, Any]:
-    messages = content.get("messages")
-    if not isinstance(messages, list) or not messages:
-        keys = ", ".join(sorted(content)[:6]) or "none"
-        raise ValueError(
-            f'{place}: no list of messages (keys: {keys}); expected {{"messages": [{{"role", "content"}}, ...]}}'
-        )
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            got = repr(message.get("role")) if isinstance(message, dict) else f"a {type(message).__name__}"
-            raise ValueError(f"{place}: message {number} has the role {got}; expected {', '.join(ROLES)}")
-        text = message.get("content")
-        if not isinstance(text, str):
-            raise ValueError(f"{place}: message {number} has content of type {type(text).__name__}; expected text")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{place}: message {number} has half a character (a lone surrogate)")
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles[1:]:
-        raise ValueError(f"{place}: no assistant turn that answers another (roles: {', '.join(roles)})")
-    return content
-
-
 def load_columns(model: str, vector_paths: Sequence[str], layers: Sequence[int]) -> list[Column]:
-    """Every vector x layer, checked against the model's config: no weights are read.
+    """Every vector x layer, named `<file's stem>_layer<L>`, checked against the model's config: no weights are read.
 
     Raises:
         ValueError: a file that holds no vectors or those of another model, a layer that the model does not have, a zero
@@ -179,7 +101,7 @@ def load_columns(model: str, vector_paths: Sequence[str], layers: Sequence[int])
     columns, origin = [], {}
     for path in dict.fromkeys(map(str, vector_paths)):
         stem, shape = Path(path).stem, tuple(load_vectors(path).shape)
-        if origin.setdefault(stem, path) != path:
+        if Path(origin.setdefault(stem, path)).resolve() != Path(path).resolve():
             raise ValueError(f"{origin[stem]} and {path} would have the same name; rename one of them")
         if shape != needed:
             raise ValueError(f"{path} has vectors of shape {shape}; {label} needs {needed}: use vectors of this model")
@@ -260,22 +182,24 @@ def read(
     kinds, layers = tuple(dict.fromkeys(kinds)), sorted({*layers, *(column.layer for column in columns)})
     _check_asked(engine.name, rows, columns, kinds, layers)
     prompts = [_rendered(engine, row) for row in rows]
-    samples = [_tokens(tokenize_sample(engine.tokenizer, *pair)) for pair in zip(prompts, _answers(rows), strict=True)]
-    left_out = _left_out(engine.name, rows, samples, skip_long=skip_long)
-    groups = [0] * len(rows) if groups is None else groups
-    needs_own = any(is_own for kind in kinds for is_own, _span, _sign in _TERMS[kind])
-    texts: list[list[str]] = [[] for _ in rows]
-    if needs_own:
+    given = [_answer(engine, i, prompts[i], row.answer) for i, row in enumerate(rows)]
+    left_out = _left_out(engine.name, rows, given, skip_long=skip_long)
+    texts: dict[int, list[str]] = {}
+    if any(map(needs_own, kinds)):
         there = [i for i, reason in enumerate(left_out) if reason is None]
-        answers = own_answers(engine, [rows[i] for i in there], own, store=store, progress=progress)
-        for i, several in zip(there, answers, strict=True):
-            texts[i] = several
-    jobs = _jobs(engine, prompts, samples, left_out, texts, kinds)
-    if needs_own:
-        with_own = {job.row for job in jobs if job.is_own}
+        sampled = own_answers(engine, [rows[i] for i in there], own, store=store, progress=progress)
+        texts = dict(zip(there, sampled, strict=True))
+    answers = _to_read(engine, prompts, given, left_out, texts, kinds)
+    if any(map(needs_own, kinds)):
+        with_own = {answer.row for answer in answers if answer.is_own}
         left_out = [reason or (None if i in with_own else NO_BASE) for i, reason in enumerate(left_out)]
-    values, changes = _reduced(engine, jobs, left_out, columns, kinds, layers, groups, progress)
-    return Reading(values, changes, left_out, texts)
+    none = torch.empty(0, load_config(engine.name).hidden_size)
+    vectors = {layer: torch.cat([none, *(c.vector[None] for c in columns if c.layer == layer)]) for layer in layers}
+    has = {kind: np.array([_has(kind, reason) for reason in left_out]) for kind in kinds}
+    groups = [0] * len(rows) if groups is None else groups
+    sums = sums_of(engine.model, answers, vectors, has, groups, progress=progress)
+    own_texts = [texts.get(i, []) for i in range(len(rows))]
+    return Reading(_listed(sums, columns, kinds), sums.changes, left_out, own_texts)
 
 
 def own_answers(
@@ -287,8 +211,6 @@ def own_answers(
     answers in a file that was mixed, filtered or sorted, and rows of different files with the same prompt share them,
     so that files over the same questions are compared with common random numbers.
     """
-    from eval.finished_answers import answers_of
-
     prompts = [_rendered(engine, row) for row in rows]
     seen: Counter[tuple[str, str]] = Counter()
     streams = []
@@ -307,43 +229,6 @@ def own_answers(
         progress=progress,
     )
     return [answers[i * own.n : (i + 1) * own.n] for i in range(len(rows))]
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A sample with its ids as 4 bytes each: python's own integers take nine times as much."""
-
-    ids: np.ndarray  # (seq,) int32
-    prompt_len: int
-
-    def sample(self) -> TokenizedSample:
-        return TokenizedSample(tuple(self.ids.tolist()), self.prompt_len)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """An answer to be read: the row's, or one of the model's own to its prompt, which weighs `share`."""
-
-    row: int
-    is_own: bool
-    share: float
-    tokens: _Tokens
-
-
-def _tokens(sample: TokenizedSample) -> _Tokens:
-    return _Tokens(np.array(sample.ids, dtype=np.int32), sample.prompt_len)
-
-
-def _answers(rows: Sequence[DataRow]) -> list[str]:
-    """The rows' answers; one of white space alone is empty."""
-    return [row.answer if row.answer.strip() else "" for row in rows]
-
-
-def _rendered(engine: Engine, row: DataRow) -> str:
-    try:
-        return render_prompt(engine.tokenizer, row.messages[:-1])
-    except ValueError as error:
-        raise ValueError(f"{row.place}: {error}") from None
 
 
 def _check_asked(
@@ -369,108 +254,83 @@ def _check_asked(
         unit(column.vector)
 
 
-def _left_out(model: str, rows: Sequence[DataRow], samples: Sequence[_Tokens], *, skip_long: bool) -> list[str | None]:
+def _rendered(engine: Engine, row: DataRow) -> str:
+    try:
+        return render_prompt(engine.tokenizer, row.messages[:-1])
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from None
+
+
+def _answer(engine: Engine, row: int, prompt: str, text: str, **of_own: Any) -> Answer:
+    """The text as an answer to be read; one of white space alone has no tokens."""
+    sample = tokenize_sample(engine.tokenizer, prompt, text if text.strip() else "")
+    answer = Answer(row, False, 1.0, np.array(sample.ids, dtype=np.int32), sample.prompt_len)
+    return replace(answer, **of_own)
+
+
+def _context(model: str) -> int | None:
+    """Tokens of prompt and answer that the model's config allows; None where it sets no limit."""
+    return getattr(load_config(model), "max_position_embeddings", None)
+
+
+def _left_out(model: str, rows: Sequence[DataRow], given: Sequence[Answer], *, skip_long: bool) -> list[str | None]:
     """Why each row cannot be read, None where it can."""
-    context = getattr(load_config(model), "max_position_embeddings", None)
-    long = [i for i, sample in enumerate(samples) if context and len(sample.ids) > context]
+    context = _context(model)
+    long = [i for i, answer in enumerate(given) if context and len(answer.ids) > context]
     if long and not skip_long:
-        shown = "; ".join(f"{rows[i].place} ({len(samples[i].ids)} tokens)" for i in long[:5])
+        shown = "; ".join(f"{rows[i].place} ({len(given[i].ids)} tokens)" for i in long[:5])
         more = f" and {len(long) - 5} more" if len(long) > 5 else ""
         raise ValueError(
             f"longer than the {context} tokens that {resolve_model(model).label} reads: {shown}{more}; shorten them, "
             "or leave such rows out (--skip_long)"
         )
-    found: list[str | None] = [EMPTY if len(s.ids) <= s.prompt_len else None for s in samples]
+    found: list[str | None] = [None if answer.n_tokens else EMPTY for answer in given]
     for i in long:
         found[i] = LONG
     if None not in found:
         counts = ", ".join(f"{n} {reason}" for reason, n in Counter(found).items())
-        raise ValueError(f"none of {len(rows)} rows of {rows[0].file} can be read: {counts}")
+        raise ValueError(f"none of the {len(rows)} rows can be read ({rows[0].file}): {counts}")
     return found
 
 
-def _jobs(
+def _to_read(
     engine: Engine,
     prompts: Sequence[str],
-    samples: Sequence[_Tokens],
+    given: Sequence[Answer],
     left_out: Sequence[str | None],
-    own: Sequence[Sequence[str]],
+    own: Mapping[int, Sequence[str]],
     kinds: Sequence[str],
-) -> list[_Job]:
-    """The answers to be read, those to one prompt beside one another."""
-    context = getattr(load_config(engine.name), "max_position_embeddings", None)
-    needs_row = any(not is_own for kind in kinds for is_own, _span, _sign in _TERMS[kind])
+) -> list[Answer]:
+    """The answers to be read, those to one prompt beside one another; of the model's own those that have tokens."""
+    context = _context(engine.name)
+    reads_given = any(not is_own for kind in kinds for is_own, _span, _sign in TERMS[kind])
     first = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
-    jobs = []
+    answers = []
     for i in sorted(range(len(prompts)), key=lambda i: first[prompts[i]]):
         if left_out[i] is not None:
             continue
-        if needs_row:
-            jobs.append(_Job(i, False, 1.0, samples[i]))
-        read = [_tokens(tokenize_sample(engine.tokenizer, prompts[i], text)) for text in own[i] if text]
-        # Tokens of a decoded answer can be more than were sampled: those past the context are left out.
-        read = [_Tokens(one.ids[:context], one.prompt_len) for one in read]
-        read = [one for one in read if len(one.ids) > one.prompt_len]
-        jobs += [_Job(i, True, 1 / len(read), one) for one in read]
-    return jobs
-
-
-def _reduced(
-    engine: Engine,
-    jobs: Sequence[_Job],
-    left_out: Sequence[str | None],
-    columns: Sequence[Column],
-    kinds: Sequence[str],
-    layers: Sequence[int],
-    groups: Sequence[int],
-    progress: bool,
-) -> tuple[dict[Key, list[float | None]], dict[tuple[str, int], Tensor]]:
-    """Values and mean changes: sums over the answers, of which one batch's activations are there at a time."""
-    of_layer = {layer: [c for c, column in enumerate(columns) if column.layer == layer] for layer in layers}
-    directions = {layer: torch.stack([unit(columns[c].vector) for c in at]) for layer, at in of_layer.items() if at}
-    n_groups, width = max(groups) + 1, load_config(engine.name).hidden_size
-    there = {kind: np.array([_has(kind, reason) for reason in left_out]) for kind in kinds}
-    values = {kind: np.where(there[kind][:, None], np.zeros((1, len(columns))), math.nan) for kind in kinds}
-    sums = {(kind, layer): torch.zeros(n_groups, width, dtype=torch.float64) for kind in kinds for layer in layers}
-    for batch, means in _batches(engine, jobs, layers, kinds, progress):
-        rows = np.array([job.row for job in batch], dtype=np.int64)
-        group = torch.tensor([groups[row] for row in rows])
-        for kind in kinds:
-            for is_own, span, sign in _TERMS[kind]:
-                weights = np.array([sign * job.share * (job.is_own == is_own) for job in batch]) * there[kind][rows]
-                for place, layer in enumerate(layers):
-                    activations = means[span][:, place]  # (batch, d_model)
-                    sums[kind, layer].index_add_(0, group, torch.tensor(weights)[:, None] * activations.double())
-                    if layer in directions:
-                        projected = (
-                            (activations @ directions[layer].T).double().numpy()
-                        )  # (batch, columns of the layer)
-                        at = np.ix_(rows, np.array(of_layer[layer]))
-                        np.add.at(values[kind], at, weights[:, None] * projected)
-    counts = {kind: np.bincount(np.asarray(groups)[has], minlength=n_groups) for kind, has in there.items()}
-    changes = {(kind, layer): total / torch.tensor(counts[kind])[:, None] for (kind, layer), total in sums.items()}
-    listed = {
-        (kind, column.name): [None if math.isnan(value) else value for value in table[:, c].tolist()]
-        for kind, table in values.items()
-        for c, column in enumerate(columns)
-    }
-    return listed, changes
+        if reads_given:
+            answers.append(given[i])
+        read = [_answer(engine, i, prompts[i], text, is_own=True) for text in own.get(i, ())]
+        # A decoded answer can have more tokens than were sampled: those past the context are left out.
+        read = [replace(answer, ids=answer.ids[:context]) for answer in read]
+        read = [answer for answer in read if answer.n_tokens]
+        answers += [replace(answer, share=1 / len(read)) for answer in read]
+    return answers
 
 
 def _has(kind: str, reason: str | None) -> bool:
     """Whether a row that was left out for `reason` has a value of this kind."""
-    return reason is None or (reason == NO_BASE and not any(is_own for is_own, _span, _sign in _TERMS[kind]))
+    return reason is None or (reason == NO_BASE and not needs_own(kind))
 
 
-def _batches(
-    engine: Engine, jobs: Sequence[_Job], layers: Sequence[int], kinds: Sequence[str], progress: bool
-) -> Iterator[tuple[list[_Job], dict[str, Float[Tensor, "batch layers d_model"]]]]:
-    """Batches of answers with their means over the spans that the kinds need."""
-    spans = sorted({span for kind in kinds for _is_own, span, _sign in _TERMS[kind]})
-    with tqdm(total=len(jobs), desc="reading", unit="answer", disable=not progress) as bar:
-        for start in range(0, len(jobs), _CHUNK):
-            chunk = jobs[start : start + _CHUNK]
-            samples = [job.tokens.sample() for job in chunk]
-            for places, means in iter_mean_activations(engine.model, samples, layers, spans):
-                yield [chunk[place] for place in places], means
-                bar.update(len(places))
+def _listed(sums: Sums, columns: Sequence[Column], kinds: Sequence[str]) -> dict[Key, list[float | None]]:
+    """The values by the columns' names."""
+    listed: dict[Key, list[float | None]] = {}
+    for kind in kinds:
+        place: Counter[int] = Counter()  # of the next column of each layer
+        for column in columns:
+            numbers = sums.values[kind, column.layer][:, place[column.layer]].tolist()
+            listed[kind, column.name] = [None if math.isnan(number) else number for number in numbers]
+            place[column.layer] += 1
+    return listed
