@@ -14,6 +14,7 @@ Thresholds (set by the issue, before any run): benchmarks/prevention_table.py. W
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -78,13 +79,14 @@ def cases(trait: str, seed: int, work: Path) -> list[Case]:
         Case("prevented", trait, seed, steer()),
         *(Case(f"random{k}", trait, seed, steer(random_control=k)) for k in range(1, N_RANDOM + 1)),
     ]
+    ablated = Case("ablated", trait, seed, steer(type="ablate", coef=1.0))
     if trait in MORE_TRAITS:
-        return found
+        return [*found, ablated]
     other = _vector_path(work, TRAITS[(TRAITS.index(trait) + 1) % len(TRAITS)], like=trait)
     found += [
         Case("other_trait", trait, seed, steer(other)),
         Case("negative", trait, seed, steer(coef=-COEF)),
-        Case("ablated", trait, seed, steer(type="ablate", coef=1.0)),
+        ablated,
         Case("all_layers", trait, seed, steer(layers="all", incremental=True)),
         Case("penalty", trait, seed, steer(type="penalty", coef=PENALTY)),
         Case("inoculated", trait, seed, {"inoculation_prompt": inoculation(trait)}),
@@ -224,8 +226,8 @@ def task_loss(model: Any, tokenizer: Any, rows: Any, steering: Any) -> float:
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
 
 
-def run_group(trait: str, seed: int, work: Path) -> str:
-    """Trains and measures what is missing of one trait and seed."""
+def run_group(trait: str, seed: int, work: Path, only: Sequence[str] | None = None) -> str:
+    """Trains and measures what is missing of one trait and seed; `only` names the cases, all by default."""
     import contextlib
     import io
 
@@ -236,6 +238,8 @@ def run_group(trait: str, seed: int, work: Path) -> str:
     torch.set_num_threads(1)
     _silence()
     for case in cases(trait, seed, work):
+        if only is not None and case.name not in only:
+            continue
         path = work / "measured" / f"{case.key}.json"
         if path.exists():
             continue

@@ -4,6 +4,7 @@ Questions and instructions are the trait's extract set. Two contrasts: pos - neg
 "You are a helpful assistant."). Answers are kept as the pipeline keeps them, with the rule-based oracle as the judge.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,14 @@ def side_asks(trait: TraitSet, side: str, seed: int, pair_index: int, n_sides: i
 
 def extract(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", trait: TraitSet, seed: int) -> Extraction:
     """Samples the three sides, keeps what shows its side coherently, and reads the response activations."""
-    activations: dict[str, Tensor] = {}
+    return extract_spans(model, tokenizer, trait, seed, ("response_avg",))["response_avg"]
+
+
+def extract_spans(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", trait: TraitSet, seed: int, spans: Sequence[str]
+) -> dict[str, Extraction]:
+    """`extract` at several spans of the same answers (`persona_vectors.activations`)."""
+    activations: dict[str, dict[str, Tensor]] = {span: {} for span in spans}
     questions: dict[str, list[int]] = {}
     for side in SIDES:
         asks = [ask for k in range(len(trait.pairs)) for ask in side_asks(trait, side, seed, k)]
@@ -70,9 +78,10 @@ def extract(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", trai
         if not kept:
             raise ValueError(f"{trait.name}: none of {len(asks)} {side} answers was kept; the model does not obey yet")
         samples = [tokenize_sample(tokenizer, asks[i].prompt(tokenizer), answers[i]) for i in kept]
-        activations[side] = mean_activations(model, samples, spans=("response_avg",))["response_avg"]
+        for span, means in mean_activations(model, samples, spans=spans).items():
+            activations[span][side] = means
         questions[side] = [trait.questions.index(asks[i].question) for i in kept]
-    return Extraction(activations, questions)
+    return {span: Extraction(activations[span], questions) for span in spans}
 
 
 def keeps(side: str, trait: TraitSet, ask: Ask, text: str) -> bool:
