@@ -118,14 +118,15 @@ def _value(score: Score | None) -> str:
 def table_lines(comparison: Comparison) -> list[str]:
     """The table in aligned columns; tasks for which 120 columns have no room come in a table of their own below."""
     table = [columns(comparison), *cells(comparison)]
-    lines, n_first = _aligned(table), len(columns(comparison)) - len(comparison.tasks)
+    lines, n_first = aligned(table), len(columns(comparison)) - len(comparison.tasks)
     if max(map(len, lines)) <= MAX_WIDTH or not comparison.tasks:
         return lines
-    first = _aligned([row[:n_first] for row in table])
-    return [*first, "", *_aligned([[row[0], *row[n_first:]] for row in table])]
+    first = aligned([row[:n_first] for row in table])
+    return [*first, "", *aligned([[row[0], *row[n_first:]] for row in table])]
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of texts as lines whose columns begin at the same place."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 

@@ -222,14 +222,17 @@ _RANDOM_LABEL = "random, same norm: mean, range"
 _RANDOM_AUC_LABEL = "random: mean to 95th percentile"
 
 
-def canvas(n_panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure without pyplot's global state, its axes plain and light."""
+def canvas(n_panels: int, *, sharey: bool = False, n_rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure without pyplot's global state, its axes plain and light, row by row; what is left of a row is empty."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 if n_panels == 1 else 4.2 * n_panels, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, n_panels, squeeze=False, sharey=sharey)[0])
+    axes = list(figure.subplots(n_rows, -(-n_panels // n_rows), squeeze=False, sharey=sharey).ravel())
+    for axis in axes[n_panels:]:
+        axis.remove()
+    axes = axes[:n_panels]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color=_GRID_MPL, linewidth=0.8)

@@ -61,10 +61,10 @@ def fitted(groups: Sequence[Points]) -> tuple[np.ndarray, np.ndarray] | None:
     return ends, height + slope * ends
 
 
-def scatter_png(panels: Mapping[str, Panel]) -> Figure:
-    """A panel for each title."""
-    figure, axes = canvas(len(panels))
-    figure.set_size_inches(4.6 * len(panels), 4.0)
+def scatter_png(panels: Mapping[str, Panel], n_rows: int = 1) -> Figure:
+    """A panel for each title, row by row."""
+    figure, axes = canvas(len(panels), n_rows=n_rows)
+    figure.set_size_inches(4.6 * -(-len(panels) // n_rows), 4.0 * n_rows)
     for axis, (title, panel) in zip(axes, panels.items(), strict=True):
         line = fitted(panel.groups) if panel.fit else None
         if line is not None:
