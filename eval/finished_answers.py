@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.model_utils import Steering, steer_rows
+from eval.model_utils import Added, key_of, steer_rows
 from persona_vectors.models import fingerprint, load_model, load_tokenizer
 from persona_vectors.sampling import sample_answers
 from persona_vectors.store import Store, content_key
@@ -59,7 +59,7 @@ def answers_of(
     *,
     max_tokens: int,
     temperature: float,
-    steerings: Sequence[Steering | None],
+    steerings: Sequence[Added],
     store: Store,
     overwrite: bool = False,
     progress: bool = True,
@@ -99,21 +99,21 @@ def _answer_keys(
     engine: Engine,
     prompts: Sequence[str],
     streams: Sequence[Sequence[int]],
-    steerings: Sequence[Steering | None],
+    steerings: Sequence[Added],
     *,
     max_tokens: int,
     temperature: float,
 ) -> list[str]:
     """The store's key of each row. A steering that many rows share is hashed once."""
     shared = {**engine.key(), "max_tokens": max_tokens, "temperature": temperature}
-    described = {id(steering): steering.key() for steering in {id(s): s for s in steerings}.values() if steering}
+    described = {id(steering): key_of(steering) for steering in {id(s): s for s in steerings}.values()}
     return [
         content_key(
             "answer",
             **shared,
             prompt=prompt,
             stream=list(stream) if temperature > 0 else None,
-            steering=described.get(id(steering)),
+            steering=described[id(steering)],
         )
         for prompt, stream, steering in zip(prompts, streams, steerings, strict=True)
     ]

@@ -6,6 +6,7 @@ This is the one place where a `layer` (a hidden_states index) becomes the block 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -43,6 +44,22 @@ class Steering:
         return {"vector": content, "layer": self.layer, "coef": float(self.coef), "positions": self.positions}
 
 
+Added = Steering | tuple[Steering, ...] | None
+"""What is added while a row's answer is sampled: nothing, at one layer, or all of several."""
+
+
+def parts_of(added: Added) -> tuple[Steering, ...]:
+    """The steerings that are added together, lowest layer first; a single one is a tuple of one."""
+    found = () if added is None else added if isinstance(added, tuple) else (added,)
+    return tuple(sorted(found, key=lambda one: (one.layer, one.positions)))
+
+
+def key_of(added: Added) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """Everything that determines what is added: of one steering its own key, of several the list of theirs."""
+    keys = [one.key() for one in parts_of(added)]
+    return keys if len(keys) > 1 else next(iter(keys), None)
+
+
 def load_steering(
     model_name: str, vector_path: str | None, layer: int | None, coef: float, positions: str
 ) -> Steering | None:
@@ -71,11 +88,11 @@ def load_vector_for(model_name: str, vector_path: str, layer: int) -> Float[Tens
     return load_vector(vector_path, layer, d_model=config.hidden_size)
 
 
-def steer_rows(model: PreTrainedModel, steerings: Sequence[Steering | None]) -> SteerRows:
+def steer_rows(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRows:
     """What `sample_answers` takes to steer each batch: row `i` by `steerings[i]`, whatever shares the batch with it.
 
-    A row without steering comes out bit for bit as it would unsteered. Vectors are put together for one batch at a
-    time, so many rows cost no more memory than the distinct vectors.
+    A row without steering comes out bit for bit as it would unsteered, at every layer that is not its own. Vectors are
+    put together for one batch at a time, so many rows cost no more memory than the distinct vectors.
     """
     on_device: dict[tuple[int, int], Tensor] = {}  # (layer, which tensor) -> (d_model,), moved there once
 
@@ -87,8 +104,7 @@ def steer_rows(model: PreTrainedModel, steerings: Sequence[Steering | None]) -> 
             on_device[place] = steering.vector.detach().to(device, torch.float32)
         return on_device[place]
 
-    def instruction(chosen: Sequence[Steering | None], layer: int, positions: str) -> dict[str, Any]:
-        mine = [own if own is not None and (own.layer, own.positions) == (layer, positions) else None for own in chosen]
+    def instruction(mine: Sequence[Steering | None], layer: int, positions: str) -> dict[str, Any]:
         none = torch.zeros_like(next(placed(own) for own in mine if own is not None))
         return {
             "steering_vector": torch.stack([none if own is None else placed(own) for own in mine]),  # (batch, d_model)
@@ -99,13 +115,26 @@ def steer_rows(model: PreTrainedModel, steerings: Sequence[Steering | None]) -> 
         }
 
     def steer(rows: Sequence[int]) -> AbstractContextManager:
-        chosen = [steerings[row] for row in rows]
-        places = sorted({(own.layer, own.positions) for own in chosen if own is not None})
-        if not places:
+        by_place = _by_place([parts_of(steerings[row]) for row in rows])
+        if not by_place:
             return nullcontext()
-        return ActivationSteererMultiple(model, [instruction(chosen, *place) for place in places])
+        return ActivationSteererMultiple(
+            model, [instruction(mine, layer, positions) for (layer, positions, _), mine in sorted(by_place.items())]
+        )
 
     return steer
+
+
+def _by_place(rows: Sequence[tuple[Steering, ...]]) -> dict[tuple[int, str, int], list[Steering | None]]:
+    """(layer, positions, k) -> the k-th steering of each row there, None where a row has none."""
+    found: dict[tuple[int, str, int], list[Steering | None]] = {}
+    for row, parts in enumerate(rows):
+        so_far: defaultdict[tuple[int, str], int] = defaultdict(int)
+        for own in parts:
+            place = (own.layer, own.positions)
+            found.setdefault((*place, so_far[place]), [None] * len(rows))[row] = own
+            so_far[place] += 1
+    return found
 
 
 def sample(

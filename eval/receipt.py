@@ -14,6 +14,9 @@ A sum is rounded to the hidden state's precision, so an entry may differ from co
 coef * vector is itself made in that precision, by `3u * |coef * vector|` (u: half the distance from 1 to the next
 number). The bound holds for each entry on its own, so that the few very large ones of a residual stream hide nothing of
 the rest.
+
+Of several steerings of one row each layer is measured on its own: what is added there, on top of what the layers below
+have already changed; below the lowest of them nothing may change.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from eval.model_utils import Steering, steer_rows
+from eval.model_utils import Added, Steering, parts_of, steer_rows
 from persona_vectors.blocks import decoder_blocks, device_of, hidden_of, model_label, unwrap
 from persona_vectors.tokens import tokenize_prompt
 
@@ -86,13 +89,14 @@ def take_receipts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    steerings: Sequence[Steering],
+    steerings: Sequence[Added],
 ) -> list[Receipt]:
-    """A receipt for each steering, in order, all of them in the same two passes.
+    """A receipt for each steering, in order, all of them in the same two passes; of several together one for each
+    layer, lowest first.
 
     Args:
         prompt: a rendered chat prompt.
-        steerings: each with a coefficient and a vector other than 0.
+        steerings: each with a coefficient and a vector other than 0; those together at different layers.
 
     Raises:
         ValueError: one line, where what is added is not coef * vector at the layer and positions asked for: nothing,
@@ -102,40 +106,71 @@ def take_receipts(
     ids = tokenize_prompt(tokenizer, prompt)
     if not ids:
         raise ValueError("the steering receipt needs a prompt; got an empty one")
-    for steering in steerings:
+    rows = [_checked(parts_of(added)) for added in steerings]
+    return [receipt for batch in _batches(rows, len(ids)) for receipt in _measure(model, ids, batch)]
+
+
+Row = tuple[Steering, ...]  # what is added together, at different layers
+
+
+def _checked(row: Row) -> Row:
+    for steering in row:
         if not float(steering.coef) * float(steering.vector.float().norm()):
             raise ValueError(f"{_name(steering)} asks for no change: coef or vector is 0; leave it out")
-    size = max(1, _TOKENS_PER_BATCH // len(ids))
-    batches = [steerings[start : start + size] for start in range(0, len(steerings), size)]
-    return [receipt for batch in batches for receipt in _measure(model, ids, batch)]
+    layers = [steering.layer for steering in row]
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"steering receipt: layers {layers} are steered together; name each once, with the sum there")
+    return row
+
+
+def _batches(rows: Sequence[Row], n_tokens: int) -> Iterator[list[Row]]:
+    """Rows whose readings fit into memory together."""
+    batch, size = [], 0
+    for row in rows:
+        if batch and size + n_tokens * len(row) > _TOKENS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += n_tokens * len(row)
+    if batch:
+        yield batch
 
 
 @dataclass
 class _Reading:
-    """One forward pass: what hooks changed at every layer, and the hidden states at each row's own layer.
+    """One forward pass: what hooks changed at every layer, and the hidden states at each row's own layers.
 
     Attributes:
         changes: layer -> (rows, tokens), the largest absolute change of an entry; 0 means not a bit.
-        before, after: row -> (tokens, d_model), before the first and after the last hook of the row's layer.
+        before, after: (row, layer) -> (tokens, d_model), before the first and after the last hook there.
     """
 
     changes: dict[int, Float[Tensor, "rows tokens"]] = field(default_factory=dict)
-    before: dict[int, Tensor] = field(default_factory=dict)
-    after: dict[int, Tensor] = field(default_factory=dict)
+    before: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    after: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
 @torch.inference_mode()
-def _measure(model: PreTrainedModel, ids: list[int], steerings: Sequence[Steering]) -> list[Receipt]:
+def _measure(model: PreTrainedModel, ids: list[int], rows: Sequence[Row]) -> list[Receipt]:
     """The receipts of one batch. Both runs have the same shapes, so that untouched numbers are equal to the bit."""
-    layers = [steering.layer for steering in steerings]
+    layers = [{steering.layer for steering in row} for row in rows]
     plain, token = _run(model, ids, layers, nullcontext(), None)
     _check_untouched(plain, model_label(model))
-    steered, _ = _run(model, ids, layers, steer_rows(model, steerings)(range(len(steerings))), token)
-    return [_receipt(row, steering, plain, steered) for row, steering in enumerate(steerings)]
+    added = [row[0] if len(row) == 1 else row for row in rows]  # a single one as itself, as a run gives it
+    steered, _ = _run(model, ids, layers, steer_rows(model, added)(range(len(rows))), token)
+    return [
+        _receipt(number, steering, layers[number], plain, steered)
+        for number, row in enumerate(rows)
+        for steering in row
+    ]
 
 
 def _run(
-    model: PreTrainedModel, ids: list[int], layers: Sequence[int], steering: AbstractContextManager, token: int | None
+    model: PreTrainedModel,
+    ids: list[int],
+    layers: Sequence[set[int]],
+    steering: AbstractContextManager,
+    token: int | None,
 ) -> tuple[list[_Reading], int]:
     """The readings of a prefill of `ids`, once for each of `layers`, and of one decoding step; and that step's token.
 
@@ -179,7 +214,7 @@ def _first_hooks(model: nn.Module) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def _last_hooks(
-    model: nn.Module, fresh: dict[int, Tensor], layers: Sequence[int], readings: list[_Reading]
+    model: nn.Module, fresh: dict[int, Tensor], layers: Sequence[set[int]], readings: list[_Reading]
 ) -> Iterator[None]:
     """Completes the latest reading; to be entered inside the steering, so that its hooks come last."""
 
@@ -188,8 +223,8 @@ def _last_hooks(
             before, after = fresh.pop(layer), hidden_of(output)
             reading = readings[-1]
             reading.changes[layer] = (after.float() - before.float()).abs().amax(-1).cpu()
-            for row in (row for row, own in enumerate(layers) if own == layer):
-                reading.before[row], reading.after[row] = before[row].cpu(), after[row].cpu()
+            for row in (row for row, own in enumerate(layers) if layer in own):
+                reading.before[row, layer], reading.after[row, layer] = before[row].cpu(), after[row].cpu()
 
         return read
 
@@ -225,21 +260,26 @@ def _check_untouched(plain: Sequence[_Reading], label: str) -> None:
                 )
 
 
-def _receipt(row: int, steering: Steering, plain: Sequence[_Reading], steered: Sequence[_Reading]) -> Receipt:
+def _receipt(
+    row: int, steering: Steering, layers: set[int], plain: Sequence[_Reading], steered: Sequence[_Reading]
+) -> Receipt:
+    """Of one steering of a row that is steered at `layers`."""
+    place = row, steering.layer
     push = float(steering.coef) * steering.vector.detach().double().cpu()  # (d_model,)
     expected = float(push.norm())
     along = dict.fromkeys(_STEPS, 0.0)
     errors, bounds, norms = [], [], []
     for step, reference, reading in zip(_STEPS, plain, steered, strict=True):
-        where = _expected_tokens(steering.positions, step, len(reference.before[row]))
-        _check_place(steering, step, reading, row, where, expected)
-        _check_upstream(steering, reference.before[row], reading.before[row])
-        before, after = reading.before[row][where], reading.after[row][where]
+        where = _expected_tokens(steering.positions, step, len(reference.before[place]))
+        _check_place(steering, layers, step, reading, row, where, expected)
+        if steering.layer == min(layers):
+            _check_upstream(steering, reference.before[place], reading.before[place])
+        before, after = reading.before[place][where], reading.after[place][where]
         if len(before):
             error, bound, along[step] = _compare(steering, step, before, after, push)
             errors.append(error)
             bounds.append(bound)
-            norms.append(reference.before[row][where].float().norm(dim=-1))
+            norms.append(reference.before[place][where].float().norm(dim=-1))
     if len(norms[0]) > 1:
         norms[0] = norms[0][1:]
     elif len(norms) > 1:
@@ -254,8 +294,8 @@ def _receipt(row: int, steering: Steering, plain: Sequence[_Reading], steered: S
         relative_error=max(errors),
         tolerance=max(bounds),
         hidden_norm=float(torch.cat(norms).mean()),
-        n_prompt_tokens=len(plain[0].before[row]),
-        dtype=str(plain[0].before[row].dtype).removeprefix("torch."),
+        n_prompt_tokens=len(plain[0].before[place]),
+        dtype=str(plain[0].before[place].dtype).removeprefix("torch."),
     )
 
 
@@ -267,7 +307,13 @@ def _expected_tokens(positions: str, step: str, n_tokens: int) -> Bool[Tensor, "
 
 
 def _check_place(
-    steering: Steering, step: str, reading: _Reading, row: int, where: Bool[Tensor, " tokens"], expected: float
+    steering: Steering,
+    layers: set[int],
+    step: str,
+    reading: _Reading,
+    row: int,
+    where: Bool[Tensor, " tokens"],
+    expected: float,
 ) -> None:
     """Refuses a change at another layer or position, none where one was asked for, and what is not finite."""
     name = _name(steering)
@@ -277,14 +323,17 @@ def _check_place(
         raise ValueError(
             f"{name} makes hidden states NaN or infinite in {step}, first at layer {broken[0]}; lower --coef"
         )
-    others = [layer for layer, change in changes.items() if layer != steering.layer and change.any()]
+    others = [layer for layer, change in changes.items() if layer not in layers and change.any()]
     at_others = f"layer{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
     touched = changes[steering.layer] != 0
     if where.any() and not touched[where].any():
         instead = f"; {at_others} changed instead" if others else ""
         raise ValueError(f"{name} adds nothing there in {step}; expected {expected:.4g}{instead}")
     if others:
-        raise ValueError(f"{name} also changes {at_others} in {step}; expected layer {steering.layer} only")
+        raise ValueError(
+            f"{name} also changes {at_others} in {step}; expected layer{'s' * (len(layers) > 1)} "
+            f"{', '.join(map(str, sorted(layers)))} only"
+        )
     stray = (touched & ~where).nonzero().flatten().tolist()
     if stray:
         raise ValueError(
