@@ -1,4 +1,4 @@
-"""The paper's claims about finetuning and prompting, tested on models/tiny-persona: one table, with what would refute it.
+"""The paper's claims about finetuning and prompting on models/tiny-persona: one table, with what would refute it.
 
     python -m benchmarks.paper --seeds 0           (one seed: at most 20 minutes on 2 cores)
     bash scripts/paper.sh 0                        (the same)

@@ -192,8 +192,8 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         "Fig. 10",
         "model of the wild rows highest in projection difference minus model of random rows, trait score, points",
         "high > random > low",
-        f"lower bound >= {MIN_SUBSET:g}, low rows not above random rows by more than {MAX_DIP:g}, and above every choice "
-        "by a random direction",
+        f"lower bound >= {MIN_SUBSET:g}, low rows not above random rows by more than {MAX_DIP:g}, and high above every "
+        "choice by a random direction",
     ),
 }
 

@@ -128,7 +128,7 @@ def text_scores(texts: Sequence[str]) -> dict[str, float]:
 
 
 def read_data_set(path: Path, name: str, seed: int) -> None:
-    """What the base model makes of a data set: mean activations over its answers, its prompts' ends, its own answers."""
+    """A data set as the base model reads it: mean activations of its answers, its prompts' ends and its own answers."""
     rows = data_sets(seed)[name][:READ_ROWS]
     prompts, own = base_answers(rows, seed)
     texts = [row["messages"][-1]["content"] for row in rows]

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The paper's claims on models/tiny-persona, each beside its control: a table, figures and results/paper/claims.html.
+# bash scripts/paper.sh GPU_ID [further arguments of benchmarks.paper]      one seed, at most 20 minutes on 2 cores
+set -euo pipefail
+export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/paper.sh GPU_ID [--seeds 0 1 2 ...]}
+
+OMP_NUM_THREADS=1 python -m benchmarks.paper "${@:2}"
