@@ -100,10 +100,13 @@ def main(
     """
     study = compare(Asked(**locals()))
     from eval.prevention_rows import aligned
-    from eval.projection_difference_findings import correlation_cells, sentences, table_cells
+    from eval.projection_difference_findings import correlation_cells, judge_cells, sentences, table_cells
 
     print(f"\nTraining data on persona vectors, against the own answers of {model}\n")
     print("\n".join(aligned(table_cells(study))))
+    if study.judged:
+        print(f"\nScored by {judge_model}\n")
+        print("\n".join(aligned(judge_cells(study))))
     if study.correlations:
         print("\nWith the scores of finetuned models\n")
         print("\n".join(aligned(correlation_cells(study))))

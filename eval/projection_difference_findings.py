@@ -11,7 +11,7 @@ from persona_vectors.correlation import Estimated
 from persona_vectors.statistics import Interval
 
 MOST_LINES = 40
-MOST_VECTORS = 6
+MOST_VECTORS = 3
 FEW = 8
 """Data sets below which a correlation is called one over few."""
 
@@ -40,8 +40,7 @@ def number(interval: Interval, digits: int) -> str:
 def table_cells(study: Study, most: int = MOST_LINES) -> list[list[str]]:
     """The means with a heading: a row a data set x vector x layer, a column a kind."""
     kinds = list(dict.fromkeys(m.kind for m in study.measures if m.layer is not None))
-    judges = [(m.kind, m.of) for m in study.measures if m.layer is None]
-    cells = [["data set", "vector", "layer", *kinds, "random", "cosine", "n", *(f"{k} {of}" for k, of in judges)]]
+    cells = [["data set", "vector", "layer", *kinds, "random", "cosine", "n"]]
     for of, layer in vectors_of(study):
         columns = [study.means_of(kind, of, layer) for kind in kinds]
         shown = [[number(one.interval, digits_of(column)) for one in column] for column in columns]
@@ -49,15 +48,22 @@ def table_cells(study: Study, most: int = MOST_LINES) -> list[list[str]]:
         for i, one in enumerate(main):
             random = "" if one.random is None else f"{one.random:.{digits_of(main)}f} ({one.share:.0%})"
             cosine = "" if one.cosine is None else f"{one.cosine:+.2f}"
-            scored = [study.means_of(kind, trait, None)[i].interval.text(1) for kind, trait in judges]
-            cells.append(
-                [one.data_set.name, of, str(layer), *(column[i] for column in shown), random, cosine]
-                + [f"{one.interval.n} of {len(one.data_set.chosen)}", *scored]
-            )
+            n = f"{one.interval.n} of {len(one.data_set.chosen)}"
+            cells.append([one.data_set.name, of, str(layer), *(column[i] for column in shown), random, cosine, n])
     if len(cells) > most + 1:
         left = len(cells) - most - 1
         cells = [*cells[: most + 1], [f"({left} more in datasets.csv)", *[""] * (len(cells[0]) - 1)]]
     return cells
+
+
+def judge_cells(study: Study) -> list[list[str]]:
+    """The judge's means with a heading, a row a data set; nothing without a judge."""
+    judges = [(m.kind, m.of) for m in study.measures if m.layer is None]
+    if not judges:
+        return []
+    columns = [study.means_of(kind, of, None) for kind, of in judges]
+    rows = [[one.name, *(column[i].interval.text(1) for column in columns)] for i, one in enumerate(study.data_sets)]
+    return [["data set", *(f"{kind} {of}" for kind, of in judges)], *rows]
 
 
 def correlation_cells(study: Study) -> list[list[str]]:
@@ -67,7 +73,7 @@ def correlation_cells(study: Study) -> list[list[str]]:
         random = f"{one.random[0]:.2f}, {one.random[1]:.2f}, {one.random[2]:.2f}" if one.random else ""
         ahead = "; ".join(
             f"{estimated.text()}{f' ({of}, layer {layer})' if one.measure.layer is None else ''}"
-            for of, layer, estimated in one.ahead[:MOST_VECTORS]
+            for of, layer, estimated in one.ahead[:2]
         )
         cells.append(
             [one.measure.kind, one.measure.of, "" if one.measure.layer is None else str(one.measure.layer)]
@@ -127,29 +133,26 @@ def _with_scores(one: Correlated, study: Study) -> str:
             f"{one.random[0]:.2f}, 95th percentile {one.random[1]:.2f})"
         )
     others = [
-        f"r of {other.measure.kind} by {_difference(estimated)}"
+        f"minus that of {other.measure.kind} {_difference(estimated)}"
         for other in study.correlations
         for of, layer, estimated in other.ahead
         if other.measure.layer is not None and (of, layer) == (one.measure.of, one.measure.layer)
     ]
-    return text + (f"; it differs from {' and from '.join(others)}." if others else ".")
+    return text + (f". Its r {', '.join(others)}." if others else ".")
 
 
 def _difference(one: Estimated) -> str:
     if one.value is None or one.low is None or one.high is None:
-        return one.text()
-    return one.text() + ("" if one.low > 0 or one.high < 0 else ", which does not tell them apart")
+        return f"is {one.text()}"
+    return f"is {one.text()}" + ("" if one.low > 0 or one.high < 0 else " (not told apart)")
 
 
 def _beside_texts(study: Study) -> list[str]:
     """What the judge's scores of the texts alone reach."""
+    names = {"judge": "training answers", "judge_change": "training answers minus the model's own"}
     return [
-        f"Without activations: the judge's {name} of the training answers for {one.measure.of} goes with the scores "
-        f"with r = {one.correlation.pearson.text()}."
+        f"Without activations: the judge's mean score ({one.measure.of}) of the {names[one.measure.kind]} goes with "
+        f"the scores with r = {one.correlation.pearson.text()}."
         for one in study.correlations
-        for kind, name in (
-            ("judge", "mean score"),
-            ("judge_change", "mean score minus that of the model's own answers"),
-        )
-        if one.measure.kind == kind
+        if one.measure.kind in names
     ]

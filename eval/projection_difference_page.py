@@ -11,7 +11,14 @@ import pandas as pd
 
 from eval.analysis_page import Page, Section, Shown, write
 from eval.page import visible
-from eval.projection_difference_findings import correlation_cells, first_kind, sentences, table_cells, vectors_of
+from eval.projection_difference_findings import (
+    correlation_cells,
+    first_kind,
+    judge_cells,
+    sentences,
+    table_cells,
+    vectors_of,
+)
 from eval.projection_difference_rows import Mean, Study, row_records, table_rows
 from eval.projection_difference_scores import Correlated, correlation_rows, difference_rows
 from eval.results_figures import Figure
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
 PANELS = 5
 """Vectors side by side in one PNG."""
 N_ENDS = 3
-MOST_ROWS = 200
+MOST_ROWS, MOST_FIGURES = 200, 6
 WORDS = {
     "delta_p": "training answers minus the model's own answers, on the unit vector",
     "raw": "training answers, on the unit vector",
@@ -60,7 +67,10 @@ def write_results(study: Study, folder: Path) -> Path:
     for name, figure in _pngs(study).items():
         write_sidecar(write_bytes_atomic(folder / f"{name}.png", png_bytes(figure)), record)
     for name, rows in tables.items():
-        path = write_csv_atomic(pd.DataFrame(rows), folder / f"{name}.csv")
+        table = pd.DataFrame(rows)
+        if "layer" in table:
+            table["layer"] = table["layer"].astype("Int64")  # a judge's rows have none
+        path = write_csv_atomic(table, folder / f"{name}.csv")
         write_sidecar(path, {**record, "sentences": sentences(study), "notes": study.notes})
     return write(page(study), folder / "report.html", record)
 
@@ -88,10 +98,8 @@ def _pngs(study: Study) -> dict[str, MplFigure]:
             part = "" if len(vectors) <= PANELS else f"_{start // PANELS + 1}"
             shown = {of: study.means_of(kind, of, layer) for of in vectors[start : start + PANELS]}
             figures[f"{kind}_layer{layer}{part}"] = _levels_png(shown)
-    for of, layer in vectors_of(study):
-        panels = _scatters(study, of, layer)
-        if panels:
-            figures[f"scatter_{of}_layer{layer}"] = scatter_png(panels)
+    for name, panels in _scatters(study).items():
+        figures[f"scatter_{name.replace(', layer ', '_layer').replace(', ', '_')}"] = scatter_png(panels)
     return figures
 
 
@@ -109,7 +117,8 @@ def _levels_png(shown: dict[str, list[Mean]]) -> MplFigure:
         axis.barh(np.arange(len(names)), np.multiply(2, random), 0.6, [-r for r in random], color=RANDOM, alpha=0.25)
         axis.axvline(0, color=RANDOM, linewidth=0.8)
         axis.set_title(axis.get_title(), fontsize=9)
-        axis.set_xlabel(f"{several[0].measure.kind}, layer {several[0].measure.layer}", fontsize=9)
+        measure = several[0].measure
+        axis.set_xlabel(f"{measure.kind}, layer {measure.layer} (grey: 95% of random directions)", fontsize=8)
     return figure
 
 
@@ -127,16 +136,18 @@ def _limits(means: Sequence[Mean]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _scatters(study: Study, of: str, layer: int) -> dict[str, Panel]:
-    """The kinds of one vector and layer, and the judge's measures, against the scores."""
-    own = [one for one in study.correlations if (one.measure.of, one.measure.layer) == (of, layer)]
-    texts = [one for one in study.correlations if one.measure.layer is None and one.measure.kind != "judge_base"]
-    return {_title(one): _panel(study, one) for one in [*own, *texts]}
+def _scatters(study: Study) -> dict[str, dict[str, Panel]]:
+    """Name -> panels against the scores: the kinds of each vector and layer, and the judge's measures."""
+    found: dict[str, dict[str, Panel]] = {}
+    for one in study.correlations:
+        layer = one.measure.layer
+        name = f"{one.measure.of}, layer {layer}" if layer is not None else f"judge, {one.measure.of}"
+        found.setdefault(name, {})[_title(one)] = _panel(study, one)
+    return found
 
 
 def _title(one: Correlated) -> str:
-    name = one.measure.kind if one.measure.layer is not None else f"{one.measure.kind} {one.measure.of}"
-    return visible(f"{name}: r {one.correlation.pearson.text()}")
+    return f"{one.measure.kind}: r {one.correlation.pearson.text()}"
 
 
 def _panel(study: Study, one: Correlated) -> Panel:
@@ -154,7 +165,7 @@ def page(study: Study) -> Page:
         title=f"Training data on persona vectors: {kind}",
         lead=lead + " Positive: further towards the trait. Nothing was trained.",
         sentences=sentences(study),
-        sections=[_means_section(study), *_score_sections(study), *_row_sections(study)],
+        sections=[_means_section(study), *_judge_sections(study), *_score_sections(study), *_row_sections(study)],
         notes=[
             "Intervals: 95%, from resampling questions; rows with the same question move together.",
             "Random: what 95% of 1,000 random directions stay below on the same mean activations, and, in brackets, "
@@ -180,23 +191,32 @@ def _means_section(study: Study) -> Section:
     return Section("Data sets", figures=[one for one in figures if one.panels], columns=heading, cells=cells)
 
 
+def _judge_sections(study: Study) -> list[Section]:
+    if not study.judged:
+        return []
+    heading, *cells = judge_cells(study)
+    judge = study.settings.get("judge_model")
+    words = f"The same answers scored as texts by {judge}, 0-100: what is known without a vector."
+    return [Section("Scored by the judge", [words], columns=heading, cells=cells)]
+
+
 def _score_sections(study: Study) -> list[Section]:
     """The correlations with the scores, and a point a data set."""
     if not study.correlations:
         return []
     figures = []
-    for of, layer in vectors_of(study):
-        panels = [
-            (title, scatter_svg(panel, visible(f"{of}, layer {layer}: {title}")))
-            for title, panel in _scatters(study, of, layer).items()
-        ]
-        figures.append(Figure(f"{of}, layer {layer}: the scores of finetuned models, a point a data set.", panels, []))
+    scatters = _scatters(study)
+    for name, panels in list(scatters.items())[:MOST_FIGURES]:
+        drawn = [(title, scatter_svg(panel, visible(f"{name}: {title}"))) for title, panel in panels.items()]
+        figures.append(Figure(f"{name}: the scores of finetuned models, a point a data set.", drawn, []))
+    left = len(scatters) - len(figures)
     heading, *cells = correlation_cells(study)
     words = (
         "Intervals from resampling data sets. Random: |r| of 1,000 random directions on the same mean activations "
         "(median, 95th and 99th percentile), and the share of them that r is above. A range of mixtures of the same "
         "two sets says little: many random directions order it as well."
     )
+    words += f" {left} more figures are PNG files beside this page." if left > 0 else ""
     return [Section("With the scores of finetuned models", [words], figures, heading, cells)]
 
 

@@ -211,8 +211,9 @@ def _notes(
             f"{one.name}: {n} of {len(one.chosen)} rows have no {'delta_p' if why == NO_BASE else 'value'}: {why}."
             for why, n in reasons.items()
         ]
-        if len(one.chosen) < len(one.rows):
-            notes.append(f"{one.name}: {len(one.chosen)} of {len(one.rows)} rows were drawn.")
+    drawn = [f"{len(one.chosen)} of {len(one.rows)}" for one in data_sets if len(one.chosen) < len(one.rows)]
+    if drawn:
+        notes.append(f"Rows were drawn from {len(drawn)} data sets: {', '.join(dict.fromkeys(drawn))}.")
     for path in dict.fromkeys(column.path for column in columns):
         made = read_sidecar(path).get("model", {})
         if isinstance(made, dict) and made.get("fingerprint") not in (None, fingerprint(model)):
