@@ -29,6 +29,7 @@ class Series:
         look: its class in the style sheet.
         notes: what pointing at each marker says after the numbers.
         line: whether the markers are joined.
+        dots: whether there are markers.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Series:
     look: str = "s0"
     notes: Sequence[str] = ()
     line: bool = True
+    dots: bool = True
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _draw(one: Series, x: _Scale, y: _Scale) -> Iterator[str]:
         points = list(zip(xs[run], ys[run], strict=True))
         yield f'<polyline class="line" points="{_points(points, x, y)}"/>'
     for number, (at, value) in enumerate(zip(xs, ys, strict=True)):
-        if np.isfinite(value) and np.isfinite(at):
+        if one.dots and np.isfinite(value) and np.isfinite(at):
             note = f", {one.notes[number]}" if one.notes else ""
             said = escape(f"{one.name}: {at:.4g}, {value:.4g}{note}")
             yield _marker(one.look, x(at), y(value), f"<title>{said}</title>")
