@@ -118,6 +118,13 @@ class Trait(TraitFile):
         return text
 
 
+class MonitorFile(BaseModel):
+    """`<model>/traits/monitor/<trait>.json`: system prompts from suppressing a trait to eliciting it, in this order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    system_prompts: Annotated[list[Text], Field(min_length=2)]
+
+
 class _PromptFile(BaseModel):
     """`<judge>/traits/coherence.json`."""
 
@@ -187,6 +194,30 @@ def load_coherence_prompt(judge_model: str | Path | None) -> str | None:
         if path.is_file():
             return _read(path, _PromptFile).eval_prompt
     return None
+
+
+def load_graded_prompts(
+    name: str, model: str | Path | None = None, path: str | Path | None = None
+) -> tuple[list[str], str]:
+    """(system prompts from suppressing the trait to eliciting it, the file they stand in).
+
+    They are read from `path`; without one from the model's folder (`<model>/traits/monitor/<trait>.json`), then from
+    `data_generation/trait_data_monitor/`.
+
+    Raises ValueError, in one line, for a trait without such a file, a file of another schema, and a prompt given twice.
+    """
+    found = Path(path).expanduser() if path is not None else _find(name, "monitor", model)
+    found = found or _checkout_file(name, "monitor")
+    schema = '{"system_prompts": [from suppressing to eliciting]}'
+    if found is None:
+        raise ValueError(f"there are no graded system prompts for {name}; give a file {schema} with --system_prompts")
+    if not found.is_file():
+        raise ValueError(f"there is no file {found}; expected JSON {schema}")
+    prompts = _read(found, MonitorFile).system_prompts
+    if twice := [number for number, text in enumerate(prompts) if text in prompts[:number]]:
+        first = prompts.index(prompts[twice[0]])
+        raise ValueError(f"{found}: system_prompts[{twice[0]}] is the same as system_prompts[{first}]")
+    return prompts, str(found)
 
 
 def available_traits(version: str = "extract", model: str | Path | None = None) -> list[str]:
