@@ -66,7 +66,7 @@ def run_job(job: Job, work: Path, prevention_dir: Path) -> str:
     from benchmarks import prevention
 
     torch.set_num_threads(1)
-    prevention._silence()
+    prevention.silence()
     path, seed = place(work, job), int(job[-1])
     if job[0] != "prevention" and path.exists():
         return " ".join(job)

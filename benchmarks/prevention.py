@@ -236,7 +236,7 @@ def run_group(trait: str, seed: int, work: Path, only: Sequence[str] | None = No
     from persona_vectors.files import write_json_atomic
 
     torch.set_num_threads(1)
-    _silence()
+    silence()
     for case in cases(trait, seed, work):
         if only is not None and case.name not in only:
             continue
@@ -250,7 +250,7 @@ def run_group(trait: str, seed: int, work: Path, only: Sequence[str] | None = No
 
 
 @cache
-def _silence() -> None:
+def silence() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
