@@ -94,7 +94,10 @@ def _check_base(base: str, name: str, source: ModelSource) -> None:
     own = resolve_model(base)
     if own.adapter is not None:
         raise ValueError(f"{name} is an adapter of {source.base}, and --base {base} is an adapter too; merge the base")
-    if _place(own)[0] != _place(replace(source, adapter=None))[0] and fingerprint(source.base) != fingerprint(own.base):
+    same = _place(own)[0] == _place(source)[0] or (
+        own.is_local and source.is_local and fingerprint(source.base) == fingerprint(own.base)
+    )
+    if not same:
         raise ValueError(f"{name} is an adapter of {source.base}, not of --base {base}")
 
 
@@ -150,7 +153,10 @@ def data_files(record: dict[str, Any]) -> dict[str, str]:
 def _by_data(found: Sequence[Finetune]) -> list[Finetune]:
     """Runs whose training files have the same content, in any order, share a cluster that is named by the files."""
     contents = [tuple(sorted(data_files(one.record).values())) or (one.name,) for one in found]
-    names = _data_names({content: one for content, one in reversed(list(zip(contents, found, strict=True)))})
+    first: dict[tuple[str, ...], Finetune] = {}
+    for content, one in zip(contents, found, strict=True):
+        first.setdefault(content, one)
+    names = _data_names(first)
     return [replace(one, cluster=names[content]) for one, content in zip(found, contents, strict=True)]
 
 

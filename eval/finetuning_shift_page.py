@@ -180,12 +180,12 @@ def _model_table(comparison: Comparison, trait: str) -> tuple[list[str], list[li
     kinds = [(vector, span) for vector in comparison.traits for span in SPANS]
     shifts = [[0.0, *comparison.shifts(vector, trait, span, layer)] for vector, span in kinds]
     columns = ["model", "group", f"{trait} score [95%]", "coherence"]
-    columns += [f"shift on {vector}, {SPAN_NAMES[span]}, layer {layer}" for vector, span in kinds]
+    columns += [f"{vector} shift, {span}" for vector, span in kinds]
     rows = []
     for number, label in enumerate(_labels(comparison)):
         score, coherence = (comparison.interval(number, trait, column) for column in (trait, "coherence"))
         group = comparison.finetunes[number - 1].cluster if number else ""
-        own = [f"{values[number]:+.3f}" if np.isfinite(values[number]) else "no answers" for values in shifts]
+        own = [f"{values[number]:+.4g}" if np.isfinite(values[number]) else "no answers" for values in shifts]
         rows.append((score.mean, [label, group, score.text(), f"{coherence.mean:.1f}", *own]))
     base, *others = rows
     others.sort(key=lambda row: -np.inf if np.isnan(row[0]) else row[0], reverse=True)

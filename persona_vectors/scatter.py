@@ -12,13 +12,14 @@ from persona_vectors.page_plots import Series, chart
 from persona_vectors.plots import INK, RANDOM, SERIES, VECTOR, canvas
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Numbers = Sequence[float] | np.ndarray
 COLORS = {"s0": VECTOR, "s1": SERIES[1], "s2": SERIES[3], "s3": SERIES[4], "s4": SERIES[5], "random": RANDOM}
 MARKERS = {"s0": "o", "s1": "^", "s2": "D", "s3": "v", "s4": "P", "random": "s"}
 MOST_LABELS = 24
-"""Points of a panel whose labels are written in a PNG: more would hide the points."""
+"""Points of a panel whose labels are written in a PNG, those that find room: more would hide the points."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,52 @@ def scatter_png(panels: Mapping[str, Panel], n_rows: int = 1) -> Figure:
             color = COLORS.get(group.look, INK)
             axis.scatter(group.xs, group.ys, s=26, color=color, marker=MARKERS.get(group.look, "o"), label=group.name)
         if sum(len(group.labels) for group in panel.groups) <= MOST_LABELS:
-            for group in panel.groups:
-                for x, y, label in zip(group.xs, group.ys, group.labels, strict=False):
-                    if np.isfinite(x) and np.isfinite(y):
-                        axis.annotate(label, (x, y), (3, 3), textcoords="offset points", fontsize=6, color=INK)
+            _write_labels(axis, panel.groups)
         axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=title)
         if len(panel.groups) > 1:
             axis.legend(frameon=False, fontsize=7, loc="best")
     return figure
+
+
+_PLACES = [(x, y) for y in (3, -9, 10, -16) for x in (3, -3)]
+"""Where a label may stand beside its point, in points of 1/72 inch, the best place first; x < 0 is left of it."""
+_LABEL_SIZE = 6
+
+
+def _write_labels(axis: Axes, groups: Sequence[Points]) -> None:
+    """Each label at the first of _PLACES where it covers no point and no label; one that has no room is left out."""
+    to_points = 72 / axis.get_figure(root=True).dpi  # pyright: ignore
+    left, right = (axis.transAxes.transform((side, 0))[0] * to_points for side in (0, 1))
+    named = [
+        (xy, axis.transData.transform(xy) * to_points, label)
+        for group in groups
+        for *xy, label in zip(group.xs, group.ys, group.labels, strict=False)
+        if np.isfinite(xy).all()
+    ]
+    taken: list[tuple[float, float, float, float]] = [(x - 2, y - 2, 4, 4) for _, (x, y), _ in named]
+    for xy, (x, y), label in named:
+        width = 0.55 * _LABEL_SIZE * len(label)
+        for dx, dy in _PLACES:
+            box = (x + (dx if dx > 0 else dx - width), y + dy, width, _LABEL_SIZE)
+            inside = left <= box[0] and box[0] + width <= right
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                side = "left" if dx > 0 else "right"
+                axis.annotate(
+                    label,
+                    (xy[0], xy[1]),
+                    (dx, dy),
+                    textcoords="offset points",
+                    fontsize=_LABEL_SIZE,
+                    color=INK,
+                    ha=side,
+                )
+                break
+
+
+def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two (x, y, width, height) share any room."""
+    return all(box[side] < other[side] + other[side + 2] and other[side] < box[side] + box[side + 2] for side in (0, 1))
 
 
 def scatter_svg(panel: Panel, label: str) -> str:
