@@ -166,6 +166,9 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
         load_trait(name, "eval", model=asked.model, judge_model=asked.judge_model)
     columns = load_columns(asked.model, asked.vector_path_list, asked.layer_list)
     data_sets = load_data_sets(asked.file_path, asked.n_rows, asked.seed)
+    for one in data_sets:
+        if one.written_to(asked.output_dir).resolve() == Path(one.file).resolve():
+            raise ValueError(f"{one.file} is where its own rows would be written; give another --output_dir")
     scores = None if asked.scores is None else read_scores(asked.scores, asked.score_column, data_sets)
     return data_sets, columns, scores
 

@@ -58,11 +58,11 @@ def write_results(study: Study, folder: Path) -> Path:
     report.html, which is returned; each with its sidecar."""
     record = _record(study)
     tables = {"datasets": table_rows(study)}
-    if study.scores is not None:
+    if study.correlations:
         tables["correlations"] = correlation_rows(study.correlations)
         tables["differences"] = difference_rows(study.correlations)
     for one in study.data_sets:
-        path = write_jsonl_atomic(folder / "rows" / f"{one.name}.jsonl", row_records(study, one))
+        path = write_jsonl_atomic(one.written_to(folder), row_records(study, one))
         write_sidecar(path, {**record, "rows_of": one.file})
     for name, figure in _pngs(study).items():
         write_sidecar(write_bytes_atomic(folder / f"{name}.png", png_bytes(figure)), record)

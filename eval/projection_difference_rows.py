@@ -33,6 +33,10 @@ class DataSet:
     def drawn(self) -> list[DataRow]:
         return [self.rows[i] for i in self.chosen]
 
+    def written_to(self, folder: str | Path) -> Path:
+        """Where its rows go, with their values."""
+        return Path(folder) / "rows" / f"{self.name}.jsonl"
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -159,6 +163,8 @@ def study_of(
         per_set = [(m, [x.interval.mean for x in means if x.measure is m]) for m in measures]
         correlations = correlations_of(per_set, scores, [one.name for one in data_sets], seed)
     notes = _notes(model, data_sets, columns, reading, settings)
+    if scores is not None and not correlations:
+        notes.append("Fewer than three data sets have values, so there is no correlation with the scores.")
     return Study(model, data_sets, columns, measures, means, reading, judged, scores, correlations, notes, settings)
 
 
