@@ -19,44 +19,50 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal, get_args
 
 from benchmarks.paper_models import Job, place, vectors_path
 from benchmarks.paper_settings import ALL, SEEDS, TRAITS
 from persona_vectors import cli
 
+Part = Literal["steering", "monitoring", "predictions", "prevention", "samples", "subsets"]
+PARTS: tuple[str, ...] = get_args(Part)
 PREVENTION = ("base", "plain", "prevented", "random1", "random2", "ablated", "all_layers", "penalty", "inoculated")
 PREVENTION += ("posthoc0.5", "posthoc1", "posthoc1.5", "posthoc2")
 FEWER = ("base", "plain", "ablated")  # of the traits that prevention has no comparisons for
 
 
-def first_jobs(seed: int) -> Iterator[Job]:
-    """What needs no trained model."""
+def first_jobs(part: str, seed: int) -> Iterator[Job]:
+    """What a part measures without training a model."""
     from benchmarks.paper_data import data_sets
 
-    yield ("pool", str(seed))
-    for name in data_sets(seed):
-        yield ("read", name, str(seed))
-    for trait in TRAITS:
-        yield ("levels", trait, str(seed))
-        yield ("steer", trait, str(seed))
-        yield ("monitor", trait, "system", str(seed))
-        yield ("monitor", trait, "shots", str(seed))
+    if part == "steering":
+        yield from (("steer", trait, str(seed)) for trait in TRAITS)
+    elif part == "monitoring":
+        yield from (("monitor", trait, kind, str(seed)) for trait in TRAITS for kind in ("system", "shots"))
+    elif part == "samples":
+        yield from (("levels", trait, str(seed)) for trait in TRAITS)
+    elif part == "predictions":
+        yield from (("read", name, str(seed)) for name in data_sets(seed))
+    elif part == "subsets":
+        yield ("pool", str(seed))
 
 
-def model_jobs(seed: int) -> Iterator[Job]:
-    """What trains."""
+def model_jobs(part: str, seed: int) -> Iterator[Job]:
+    """What a part trains; these read what the first jobs wrote."""
     from benchmarks.paper_data import data_sets
     from benchmarks.paper_models import BASE
     from benchmarks.paper_settings import N_RANDOM_SUBSETS
 
-    for name in (BASE, *data_sets(seed)):
-        yield ("models", name, str(seed))
-    chosen = [f"{trait} {side}" for trait in TRAITS for side in ("high", "low")]
-    chosen += ["random rows", *(f"random direction {k}" for k in range(1, N_RANDOM_SUBSETS + 1))]
-    for name in chosen:
-        yield ("subsets", name, str(seed))
-    for trait in ALL:
-        yield ("prevention", trait, str(seed))
+    if part == "predictions":
+        yield from (("models", name, str(seed)) for name in (BASE, *data_sets(seed)))
+    elif part == "prevention":
+        yield ("models", BASE, str(seed))
+        yield from (("prevention", trait, str(seed)) for trait in ALL)
+    elif part == "subsets":
+        chosen = [f"{trait} {side}" for trait in TRAITS for side in ("high", "low")]
+        chosen += ["random rows", *(f"random direction {k}" for k in range(1, N_RANDOM_SUBSETS + 1))]
+        yield from (("subsets", name, str(seed)) for name in chosen)
 
 
 def run_job(job: Job, work: Path, prevention_dir: Path) -> str:
@@ -106,6 +112,7 @@ def _measure(job: Job, path: Path, seed: int, work: Path) -> None:
 
 def main(
     seeds: list[int] = [0],  # noqa: B006 (read only; cli shows it)
+    parts: list[Part] | None = None,
     work_dir: str = ".cache/paper",
     prevention_dir: str = ".cache/prevention",
     n_procs: int = 2,
@@ -115,6 +122,8 @@ def main(
 
     Args:
         seeds: of the data sets' rows, the training and the answers.
+        parts: what to run and show: steering, monitoring, predictions (40 models a seed), prevention, samples, subsets;
+            all of them by default.
         work_dir: where measurements are kept; an interrupted study goes on from there.
         prevention_dir: the same of the prevention study's runs.
         n_procs: processes, one thread each.
@@ -130,15 +139,20 @@ def main(
     if not vectors_path(work).exists():
         print("vectors of seven traits", flush=True)
         paper_models.write_vectors(vectors_path(work))
-    prevention.write_vectors(shared)
+    if parts is None or "prevention" in parts:
+        prevention.write_vectors(shared)
+    wanted = list(PARTS) if parts is None else [part for part in PARTS if part in parts]
     for name, jobs in (("read", first_jobs), ("trained", model_jobs)):
-        _run([job for seed in seeds for job in jobs(seed)], work, shared, n_procs, name)
-    print(paper_page.report(work, shared, seeds, Path(output)))
+        todo = dict.fromkeys(job for seed in seeds for part in wanted for job in jobs(part, seed))
+        _run(list(todo), work, shared, n_procs, name)
+    print(paper_page.report(work, shared, seeds, wanted, Path(output)))
 
 
 def _run(jobs: Sequence[Job], work: Path, prevention_dir: Path, n_procs: int, name: str) -> None:
     from tqdm import tqdm
 
+    if not jobs:
+        return
     with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(run_job, job, work, prevention_dir) for job in jobs]
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from benchmarks.paper_claims import (
     MAX_DIP,
@@ -25,7 +26,6 @@ from benchmarks.paper_claims import (
     claim,
 )
 from benchmarks.paper_models import SPANS, load, place
-from benchmarks.paper_points import Points
 from benchmarks.paper_predictions import Recipes, by_question
 from benchmarks.paper_settings import ALL, DOSE_RANDOM, DOSES, N_RANDOM, POSITION_COEF, TRAITS
 from persona_vectors.correlation import correlate, correlate_within, random_correlations, share_beaten, spearman
@@ -144,13 +144,13 @@ class Prevention:
         return np.array([json.loads(path.read_text(encoding="utf-8"))[what] for path in paths], dtype=float)
 
 
-def prevention(runs: Prevention, points: Points, recipes: Recipes) -> list[Claim]:
-    """Training with the vector, and what else can be done."""
+def prevention(runs: Prevention, base: Float[np.ndarray, " d_model"], recipes: Recipes) -> list[Claim]:
+    """Training with the vector, and what else can be done; `base` is the base model's mean answer."""
     return [
         claim("posthoc", {trait: afterwards(runs, trait) for trait in TRAITS}),
         claim("prevention", {trait: gap(runs, trait, RANDOM, "prevented", MIN_GAP) for trait in TRAITS}),
         claim("all_layers", {trait: gap(runs, trait, ("prevented",), "all_layers") for trait in TRAITS}),
-        claim("caft", {"seven traits": ablation(runs, points, recipes)}),
+        claim("caft", {"seven traits": ablation(runs, base, recipes)}),
         claim("penalty", {trait: gap(runs, trait, ("penalty",), "prevented") for trait in TRAITS}),
         claim("inoculation", {trait: gap(runs, trait, ("plain",), "inoculated", MIN_GAP) for trait in TRAITS}),
     ]
@@ -183,9 +183,9 @@ def afterwards(runs: Prevention, trait: str) -> Found:
     return Found(cost.mean, cost.low, cost.high, bool(cost.mean >= MIN_COST and cost.low > 0), beside, digits=1)
 
 
-def ablation(runs: Prevention, points: Points, recipes: Recipes) -> Found:
+def ablation(runs: Prevention, base: Float[np.ndarray, " d_model"], recipes: Recipes) -> Found:
     """Rank correlation over traits of the base model's projection with what ablation in training takes off."""
-    projections = [float(points.base_mean @ recipes["plain"][trait]) for trait in ALL]
+    projections = [float(base @ recipes["plain"][trait]) for trait in ALL]
     taken = [float((runs.of(trait, "plain") - runs.of(trait, "ablated")).mean()) for trait in ALL]
     rho = spearman(np.array(projections), np.array(taken))
     told = ", ".join(f"{t} {p:+.2f}: {d:.1f}" for t, p, d in zip(ALL, projections, taken, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import paper_interventions, paper_predictions, paper_settings
 from benchmarks.paper_claims import Claim
 from benchmarks.paper_models import BASE, load, place, vectors_path
-from benchmarks.paper_points import RECIPES, Points, points_of, vectors_of
+from benchmarks.paper_points import RECIPES, Points, base_mean, points_of, vectors_of
 from benchmarks.paper_predictions import Recipes, correlated
 from benchmarks.paper_settings import LAYER, TRAITS
 from eval.analysis_page import Page, Section, Shown, write
@@ -36,36 +36,52 @@ COLUMNS = ("paper", "quantity", "paper, 7-8B models", "here", "threshold, set be
 SHOWN = (BASE, "TRAIT 100%", "TRAIT 25%", "TRAIT, asked for", "TRAIT, forbidden", "TRAIT opposite")
 
 
-def report(work: Path, prevention_dir: Path, seeds: Sequence[int], output: Path) -> str:
+def report(work: Path, prevention_dir: Path, seeds: Sequence[int], parts: Sequence[str], output: Path) -> str:
     """The table as text, after every file is written."""
     from persona_vectors.files import write_bytes_atomic, write_json_atomic, write_sidecar, write_text_atomic
 
-    points = points_of(work, seeds)
+    points = points_of(work, seeds) if "predictions" in parts else None
     recipes = {name: vectors_of(vectors_path(work), name) for name in RECIPES}
-    claims = all_claims(work, prevention_dir, seeds, points, recipes)
+    claims = all_claims(work, prevention_dir, seeds, parts, points, recipes)
     settings = {name: value for name, value in vars(paper_settings).items() if name.isupper()}
     text = markdown(claims, seeds)
     write_text_atomic(output.with_suffix(".md"), text)
-    write_json_atomic(output.with_suffix(".json"), record(claims, seeds, points, recipes) | {"settings": settings})
-    write_bytes_atomic(output.with_suffix(".png"), plots.png_bytes(scatter_png(panels(points, recipes))))
+    models = [] if points is None else model_records(points, recipes)
+    numbers = {"seeds": list(seeds), "claims": claim_records(claims), "models": models, "settings": settings}
+    write_json_atomic(output.with_suffix(".json"), numbers)
+    if points is not None:
+        write_bytes_atomic(output.with_suffix(".png"), plots.png_bytes(scatter_png(panels(points, recipes))))
     page = page_of(work, seeds, claims, points, recipes)
     write(page, output.with_suffix(".html"), {"claims": {one.key: one.verdict for one in claims}})
     write_sidecar(output.with_suffix(".md"), {"seeds": list(seeds), "settings": settings})
     return f"{text}\nPage, with figures and answers: {output.with_suffix('.html')}"
 
 
-def all_claims(work: Path, prevention_dir: Path, seeds: Sequence[int], points: Points, recipes: Recipes) -> list[Claim]:
+def all_claims(
+    work: Path,
+    prevention_dir: Path,
+    seeds: Sequence[int],
+    parts: Sequence[str],
+    points: Points | None,
+    recipes: Recipes,
+) -> list[Claim]:
     """Every row of the table, in the paper's order."""
-    runs = paper_interventions.Prevention(prevention_dir, seeds)
-    return [
-        *paper_interventions.steering(work, seeds),
-        *paper_interventions.monitoring(work, seeds, recipes),
-        *paper_predictions.predictions(points, recipes)[:2],
-        *paper_interventions.prevention(runs, points, recipes),
-        *paper_predictions.predictions(points, recipes)[2:],
-        paper_predictions.samples(work, seeds, recipes),
-        paper_predictions.subsets(work, seeds),
-    ]
+    found: list[Claim] = []
+    if "steering" in parts:
+        found += paper_interventions.steering(work, seeds)
+    if "monitoring" in parts:
+        found += paper_interventions.monitoring(work, seeds, recipes)
+    predicted = [] if points is None else paper_predictions.predictions(points, recipes)
+    found += [one for one in predicted if one.key.startswith("shift")]
+    if "prevention" in parts:
+        runs = paper_interventions.Prevention(prevention_dir, seeds)
+        found += paper_interventions.prevention(runs, base_mean(work, seeds), recipes)
+    found += [one for one in predicted if not one.key.startswith("shift")]
+    if "samples" in parts:
+        found.append(paper_predictions.samples(work, seeds, recipes))
+    if "subsets" in parts:
+        found.append(paper_predictions.subsets(work, seeds))
+    return found
 
 
 def headline(claims: Sequence[Claim]) -> str:
@@ -99,32 +115,16 @@ def markdown(claims: Sequence[Claim], seeds: Sequence[int]) -> str:
 
 def _setup(seeds: Sequence[int]) -> str:
     return (
-        f"Layer {LAYER}, vectors of answers with the trait minus neutral ones, the other six traits' vectors projected "
-        f"out (plain ones beside); {len(seeds)} seed{'s' if len(seeds) > 1 else ''} x 40 data sets; correlations over "
-        "all of them for every trait, intervals from resampling data sets (seeds of one together) or questions; "
-        "random directions get the sign that suits them."
+        f"Layer {LAYER}; vectors of answers with the trait minus neutral ones, the other six traits' vectors projected "
+        f"out (plain ones beside); {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. Predictions are over 40 data sets "
+        "a seed, the same for every trait. Intervals resample data sets (the seeds of one together) or questions. "
+        "Random directions get the sign that suits them."
     )
 
 
-def record(claims: Sequence[Claim], seeds: Sequence[int], points: Points, recipes: Recipes) -> dict[str, object]:
-    """Everything in numbers."""
-    models = [
-        {
-            "data": name,
-            "seed": seed,
-            "coherence": round(float(points.coherence[i]), 3),
-            "scores": {trait: round(float(values[i]), 3) for trait, values in points.scores.items()},
-            "text": {trait: round(float(points.text[trait][i]), 3) for trait in TRAITS},
-            **{
-                kind: {
-                    trait: round(float(points.changes[kind][i] @ recipes["orthogonal"][trait]), 5) for trait in TRAITS
-                }
-                for kind in KINDS
-            },
-        }
-        for i, (name, seed) in enumerate(zip(points.names, points.seeds, strict=True))
-    ]
-    rows = {
+def claim_records(claims: Sequence[Claim]) -> dict[str, object]:
+    """Every claim in numbers."""
+    return {
         one.key: {
             "quantity": one.quantity,
             "threshold": one.threshold,
@@ -133,7 +133,22 @@ def record(claims: Sequence[Claim], seeds: Sequence[int], points: Points, recipe
         }
         for one in claims
     }
-    return {"seeds": list(seeds), "claims": rows, "models": models}
+
+
+def model_records(points: Points, recipes: Recipes) -> list[dict[str, object]]:
+    """Every finetuned model in numbers."""
+    own = recipes["orthogonal"]
+    return [
+        {
+            "data": name,
+            "seed": seed,
+            "coherence": round(float(points.coherence[i]), 3),
+            "scores": {trait: round(float(values[i]), 3) for trait, values in points.scores.items()},
+            "text": {trait: round(float(points.text[trait][i]), 3) for trait in TRAITS},
+            **{kind: {t: round(float(points.changes[kind][i] @ own[t]), 5) for t in TRAITS} for kind in KINDS},
+        }
+        for i, (name, seed) in enumerate(zip(points.names, points.seeds, strict=True))
+    ]
 
 
 def panels(points: Points, recipes: Recipes, kind: str = "delta_p", recipe: str = "orthogonal") -> dict[str, Panel]:
@@ -151,25 +166,24 @@ def panels(points: Points, recipes: Recipes, kind: str = "delta_p", recipe: str 
     return found
 
 
-def page_of(work: Path, seeds: Sequence[int], claims: Sequence[Claim], points: Points, recipes: Recipes) -> Page:
+def page_of(work: Path, seeds: Sequence[int], claims: Sequence[Claim], points: Points | None, recipes: Recipes) -> Page:
     """The page: the table, what it rests on, and answers of the models."""
     details = [
         [one.quantity, trait, found.text(), "yes" if found.holds else "no", found.beside]
         for one in claims
         for trait, found in one.found.items()
     ]
-    sections = [
-        Section("The claims", columns=COLUMNS, cells=[cells(one) for one in claims]),
-        Section(
-            "What each prediction is worth",
-            ["Pearson's r with the trait score after finetuning, 95% interval; below it what random directions reach."],
-            figures=[_forest(points, recipes)],
-        ),
-        *(_scatters(points, recipes, kind) for kind in ("delta_p", "shift")),
-        Section("Beside each number", columns=("quantity", "trait", "here", "holds", "beside"), cells=details),
-        Section("What the models say", samples=_answers(work, seeds[0])),
-        Section("Every data set", columns=_point_columns(), cells=_point_cells(points, recipes)),
-    ]
+    sections = [Section("The claims", columns=COLUMNS, cells=[cells(one) for one in claims])]
+    if points is not None:
+        said = "Pearson's r with the trait score after finetuning, 95% interval; below it what random directions reach."
+        sections.append(Section("What each prediction is worth", [said], figures=[_forest(points, recipes)]))
+        sections += [_scatters(points, recipes, kind) for kind in ("delta_p", "shift")]
+    sections.append(
+        Section("Beside each number", columns=("quantity", "trait", "here", "holds", "beside"), cells=details)
+    )
+    if points is not None:
+        sections.append(Section("What the models say", samples=_answers(work, seeds[0])))
+        sections.append(Section("Every data set", columns=_point_columns(), cells=_point_cells(points, recipes)))
     title = "The paper's claims on models/tiny-persona"
     return Page(title, f"{DISCLAIMER} {_setup(seeds)}", [headline(claims)], sections)
 

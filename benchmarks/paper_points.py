@@ -49,8 +49,6 @@ class Points:
             prompts' ends, shift and response_shift the finetuned model's activations minus the base model's.
         text: trait -> (n,): mean oracle score of the training answers: what their text alone says.
         text_change: the same minus that of the base model's own answers.
-        base_scores: trait -> mean score of the model that was not finetuned.
-        base_mean: its mean answer at LAYER.
     """
 
     names: list[str]
@@ -60,8 +58,6 @@ class Points:
     changes: dict[str, Float[np.ndarray, "n d_model"]]
     text: dict[str, np.ndarray]
     text_change: dict[str, np.ndarray]
-    base_scores: dict[str, float]
-    base_mean: Float[np.ndarray, " d_model"]
 
     def values(self, kind: str, vector: Float[np.ndarray, " d_model"]) -> Float[np.ndarray, " n"]:
         """The kind's projections on a unit vector."""
@@ -100,6 +96,10 @@ def points_of(work: Path, seeds: Sequence[int]) -> Points:
         },
         text={trait: record(read, "text", trait) for trait in ALL},
         text_change={trait: record(read, "text", trait) - record(read, "own_text", trait) for trait in ALL},
-        base_scores={trait: float(record(list(base.values()), "scores", trait).mean()) for trait in ALL},
-        base_mean=np.mean([arrays["response_avg"][LAYER] for arrays, _record in base.values()], axis=0),
     )
+
+
+def base_mean(work: Path, seeds: Sequence[int]) -> Float[np.ndarray, " d_model"]:
+    """The base model's mean answer to the held-out questions, at LAYER."""
+    read = [load(place(work, ("models", BASE, str(seed)))) for seed in seeds]
+    return np.mean([arrays["response_avg"][LAYER] for arrays, _record in read], axis=0)

@@ -137,8 +137,6 @@ def points(**changes) -> Points:
         changes=kinds,
         text=noise,
         text_change=noise,
-        base_scores=dict.fromkeys(ALL, 10.0),
-        base_mean=np.zeros(D_MODEL),
     )
     return replace(found, **changes)
 
@@ -296,7 +294,7 @@ def test_ablation_against_the_base_models_projection(tmp_path, sign, holds):
         write_run(tmp_path, trait, "plain", 90)
         write_run(tmp_path, trait, "ablated", 90 - i)
     base = sum(sign * i * AXES[trait] for i, trait in enumerate(ALL))
-    found = paper_interventions.ablation(runs, points(base_mean=base), RECIPES)
+    found = paper_interventions.ablation(runs, base, RECIPES)
     assert found.holds == holds and found.value == pytest.approx(sign)
 
 
