@@ -61,6 +61,7 @@ def write_results(study: Study, folder: Path) -> Path:
     if study.correlations:
         tables["correlations"] = correlation_rows(study.correlations)
         tables["differences"] = difference_rows(study.correlations)
+    tables = {name: rows for name, rows in tables.items() if rows}
     for one in study.data_sets:
         path = write_jsonl_atomic(one.written_to(folder), row_records(study, one))
         write_sidecar(path, {**record, "rows_of": one.file})
