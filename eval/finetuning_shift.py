@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.questions import DEFAULT_JUDGE, Question, load_persona_questions
 from persona_vectors import cli
@@ -64,8 +64,9 @@ def main(
     Every model answers every trait's eval questions without a system prompt; a judge scores the answers. A finetuned
     model's shift is its mean activation minus the base model's, projected on v / |v|: at the last prompt token, and
     over the answers. Each trait's score is correlated over the finetuned models with the shift along its own vector and
-    along the other traits' vectors, always beside 1,000 random directions on the same activations. Answers, scores and
-    mean activations come from the store, so the same command again does nothing twice.
+    along the other traits' vectors, all read on that trait's questions, and always beside 1,000 random directions on
+    the same activations. Answers, scores and mean activations come from the store, so the same command again does
+    nothing twice.
 
     Args:
         base: the model that the others were finetuned from: hub id or model folder.
@@ -125,7 +126,9 @@ def compare(asked: Asked) -> Comparison:
         measured=measured,
         settings=asdict(asked),
     )
-    found = replace(found, found=correlated(found, asked.seed), notes=_notes(asked, found))
+    found = replace(
+        found, found=correlated(found, asked.seed), notes=_notes(asked, found), sources=_sources(asked, found)
+    )
     write_results(found, Path(asked.output_dir))
     return found
 
@@ -202,6 +205,25 @@ def _vectors(asked: Asked, traits: list[str]) -> dict[str, Tensor]:
         if made_for is not None and made_for != trait:
             raise ValueError(f"{path} is a vector of {made_for}, not of {trait}; give --vector_path with {PLACEHOLDER}")
     return found
+
+
+def _sources(asked: Asked, found: Comparison) -> dict[str, Any]:
+    """What is in the files behind the numbers, by hash, and what each model is resampled with."""
+    from eval.finished_scores import judge_identity
+    from eval.sweep import PLACEHOLDER
+    from persona_vectors.files import sha256_of_file
+    from persona_vectors.models import fingerprint
+
+    paths = [asked.vector_path.replace(PLACEHOLDER, trait) for trait in found.traits]
+    return {
+        "base_fingerprint": fingerprint(asked.base),
+        "judge": judge_identity(asked.judge_model),
+        "vectors": {path: sha256_of_file(path) for path in paths},
+        "models": {
+            one.label: {"path": one.name, "group": one.cluster, "fingerprint": fingerprint(one.name)}
+            for one in found.finetunes
+        },
+    }
 
 
 def _notes(asked: Asked, found: Comparison) -> list[str]:

@@ -39,19 +39,18 @@ N_QUESTIONS, N_MODELS = 2, 5
 
 def write_results(comparison: Comparison, folder: Path) -> Path:
     """shifts.csv, correlations.csv, answers.csv, a scatter PNG a layer and report.html, each with its sidecar."""
-    settings = {"settings": dict(comparison.settings)}
+    made = {"settings": dict(comparison.settings), **comparison.sources}
     told = {"sentences": [*overview(comparison), *sentences(comparison)], "notes": list(comparison.notes)}
-    models = {one.label: {"path": one.name, "group": one.cluster} for one in comparison.finetunes}
     for name, rows in (("shifts", shift_rows(comparison)), ("correlations", correlation_rows(comparison))):
         path = write_csv_atomic(pd.DataFrame(rows), folder / f"{name}.csv")
-        write_sidecar(path, {**settings, **told, "models": models, "rows": rows})
+        write_sidecar(path, {**made, **told, "rows": rows})
     path = write_csv_atomic(answers(comparison), folder / "answers.csv")
-    write_sidecar(path, {**settings, "models": models})
+    write_sidecar(path, made)
     for layer in comparison.layers:
         figure = scatter_png(_panels(comparison, layer), n_rows=len(comparison.traits))
         name = "scatter.png" if len(comparison.layers) == 1 else f"scatter_layer{layer}.png"
-        write_sidecar(write_bytes_atomic(folder / name, png_bytes(figure)), {**settings, "layer": layer})
-    return write(page(comparison), folder / "report.html", {"models": models})
+        write_sidecar(write_bytes_atomic(folder / name, png_bytes(figure)), {**made, "layer": layer})
+    return write(page(comparison), folder / "report.html", comparison.sources)
 
 
 def answers(comparison: Comparison) -> pd.DataFrame:

@@ -37,6 +37,7 @@ class Comparison:
         vectors: trait -> (n_layers + 1, d_model).
         measured: the base model first, then the finetunes in order.
         found: every vector and trait, by layer and span.
+        sources: hashes of the models and files behind it, for sidecars.
     """
 
     base: str
@@ -48,6 +49,7 @@ class Comparison:
     found: Sequence[Found] = ()
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def traits(self) -> list[str]:

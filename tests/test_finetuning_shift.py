@@ -25,8 +25,8 @@ from eval.finetuning_shift_rows import Comparison, correlated
 from eval.finetuning_shift_statistics import cross_mean, shift_correlations
 from eval.finished_answers import Engine
 from persona_vectors import cli
-from persona_vectors.files import write_json_atomic
-from persona_vectors.models import load_model
+from persona_vectors.files import sha256_of_file, write_json_atomic
+from persona_vectors.models import fingerprint, load_model
 from persona_vectors.scatter import Panel, Points, scatter_png
 from persona_vectors.statistics import random_directions
 from persona_vectors.store import Store
@@ -447,7 +447,9 @@ def test_page_figures_and_sidecars(place):
     for name in ("shifts.csv", "correlations.csv", "answers.csv", "scatter_layer1.png", "scatter_layer3.png"):
         assert json.loads((place / "out" / f"{name}.json").read_text())["settings"]["layer"] == [3, 1]
     assert (place / "out/scatter_layer3.png").read_bytes().startswith(b"\x89PNG")
-    assert sidecar["models"]["humorous_0"] == {"path": f"{place}/runs/humorous_0", "group": "humorous.jsonl"}
+    source = {"path": f"{place}/runs/humorous_0", "group": "humorous.jsonl"}
+    assert sidecar["models"]["humorous_0"] == {**source, "fingerprint": fingerprint(source["path"])}
+    assert sidecar["vectors"][f"{place}/evil.pt"] == sha256_of_file(place / "evil.pt")
 
 
 def test_a_second_time_no_model_is_loaded(place, monkeypatch, capsys):
