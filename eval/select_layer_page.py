@@ -14,7 +14,7 @@ from eval.report_study import spread, text_or_missing
 from eval.results_figures import Figure
 from eval.results_page import MAX_ANSWER
 from eval.select_layer_choice import Selection, Value
-from eval.select_layer_report import cells, columns, record, sentences
+from eval.select_layer_report import cells, columns, legend, record, sentences
 from eval.select_layer_settings import Place
 from eval.sweep_summary import described
 from persona_vectors import plots
@@ -159,7 +159,7 @@ def _draw_layers(axis: Any, selection: Selection, trait: str, asked: Asked) -> N
     n = len(selection.halves.report_questions)
     axis.set(xlabel="layer (number: its coefficient)", ylim=YLIM, xticks=layers)
     axis.set_title(f"{trait} at coherence >= {asked.min_coherence:g}, {n} other questions", fontsize=10)
-    axis.legend(frameon=False, fontsize=7, loc="best")
+    axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
 
 
 def _draw_curves(axis: Any, curves: _Curves, selection: Selection, score: str) -> None:
@@ -210,7 +210,8 @@ def _sections(curves: _Curves, selection: Selection, trait: str, asked: Asked) -
                 f"Each layer at its best coefficient: the highest mean {trait} on {n_choose} questions among "
                 f"coefficients with mean coherence {asked.min_coherence:g} or more there. The values are those of the "
                 f"{n_report} other questions; the highest of several means would flatter the layer on the questions "
-                "that chose it."
+                "that chose it.",
+                *legend(selection),
             ],
             figures=[_layer_figure(selection, trait)] if _drawable(selection) else [],
             columns=columns(trait),

@@ -57,12 +57,19 @@ def table_lines(selection: Selection, trait: str) -> list[str]:
     """The table as text, and what its numbers are."""
     rows = [columns(trait), *cells(selection)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    halves = selection.halves
     return [
         *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
-        f"coef chosen on {len(halves.choose_questions)} questions, numbers of the other {len(halves.report_questions)}",
-        "between: the highest on straight lines between coefficients, where they keep the coherence (at which coef)",
-        f"chosen: share of {N_BOOT} draws of the former questions in which the layer is the best",
+        *legend(selection),
+    ]
+
+
+def legend(selection: Selection) -> list[str]:
+    """What the table's columns are."""
+    n_choose, n_report = _n(selection)
+    return [
+        f"coef: chosen on {n_choose} questions; the numbers are of the other {n_report}, but for the last column.",
+        "between: the highest trait on straight lines between coefficients that keeps the coherence (at which coef).",
+        f"chosen: share of {N_BOOT} draws of the {n_choose} choosing questions in which the layer is the best.",
     ]
 
 
