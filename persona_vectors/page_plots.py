@@ -17,6 +17,8 @@ import numpy as np
 WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 38
 LOOKS = ("s0", "s1", "s2", "s3", "s4")
+LOW, HIGH = "s0", "s4"
+"""Ends of the colour scale of ordered groups."""
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -26,7 +28,7 @@ class Series:
 
     Attributes:
         low, high: the interval around each y, NaN where there is none; () for a series without intervals.
-        look: its class in the style sheet.
+        look: its class in the style sheet, or one of `graded_looks`.
         notes: what pointing at each marker says after the numbers.
         line: whether the markers are joined.
         dots: whether there are markers.
@@ -115,7 +117,7 @@ def boxes(rows: Sequence[tuple[str, str, Numbers]], xlabel: str, label: str) -> 
         low, left, mid, right, high = (x(value) for value in q)
         parts += [
             f'<text class="name" x="8" y="{middle - 10}">{escape(name)} <tspan class="n">n {len(one)}</tspan></text>',
-            f'<g class="{look}"><title>{escape(said)}</title>',
+            f"<g {_style(look)}><title>{escape(said)}</title>",
             f'<line class="line" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>',
             f'<rect class="box" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="{middle - 6}" height="12"/>',
             f'<line class="median" x1="{mid:.1f}" x2="{mid:.1f}" y1="{middle - 6}" y2="{middle + 6}"/></g>',
@@ -148,17 +150,39 @@ def levels(
             around = ""
             if np.isfinite(low) and np.isfinite(high):
                 around = f", 95% [{low:.3g}, {high:.3g}]"
-                parts.append(f'<g class="{look}"><path class="bar" d="M{x(low):.1f} {middle}H{x(high):.1f}"/></g>')
+                parts.append(f'<g {_style(look)}><path class="bar" d="M{x(low):.1f} {middle}H{x(high):.1f}"/></g>')
             said = f"<title>{escape(f'{name}: {value}{around}')}</title>"
-            parts.append(f'<g class="{look}">{_marker(look, x(mean), middle, said)}</g>')
+            parts.append(f"<g {_style(look)}>{_marker(look, x(mean), middle, said)}</g>")
     return _svg(parts, height, label, "chart boxes")
+
+
+def graded_looks(n: int) -> list[str]:
+    """Looks of `n` groups in order: colours from LOW to HIGH, and the markers of LOOKS in turn.
+
+    Such a look is written `s1@0.25`: the marker and dash of s1, in the colour a quarter of the way. It may stand
+    wherever a look does.
+    """
+    return [f"{LOOKS[i % len(LOOKS)]}@{i / max(n - 1, 1):.3g}" for i in range(n)]
+
+
+def split_look(look: str) -> tuple[str, float | None]:
+    """(the look without its grade, the grade from 0 to 1 or None)."""
+    plain, _, grade = look.partition("@")
+    return plain, float(grade) if grade else None
+
+
+def _style(look: str, css: str = "") -> str:
+    """The attributes of what has this look: its class, and the colour of its grade."""
+    plain, grade = split_look(look)
+    style = "" if grade is None else f' style="--look: color-mix(in oklab, var(--{HIGH}) {grade:.0%}, var(--{LOW}))"'
+    return f'class="{f"{css} {plain}".strip()}"{style}'
 
 
 def swatch(look: str) -> str:
     """The sample of a look that a legend shows."""
     return (
-        f'<svg class="swatch {look}" viewBox="0 0 28 12" aria-hidden="true"><line class="line" x1="1" x2="27" y1="6" '
-        f'y2="6"/>{_marker(look, 14, 6)}</svg>'
+        f'<svg {_style(look, "swatch")} viewBox="0 0 28 12" aria-hidden="true">'
+        f'<line class="line" x1="1" x2="27" y1="6" y2="6"/>{_marker(look, 14, 6)}</svg>'
     )
 
 
@@ -202,7 +226,7 @@ def _x_axis(x: _Scale, bottom: float, top: float, xlabel: str, *, whole: bool = 
 def _draw(one: Series, x: _Scale, y: _Scale) -> Iterator[str]:
     """The interval, the line and the markers of a series."""
     xs, ys = np.asarray(one.xs, dtype=float), np.asarray(one.ys, dtype=float)
-    yield f'<g class="{one.look}">'
+    yield f"<g {_style(one.look)}>"
     if len(one.low):
         low, high = np.asarray(one.low, dtype=float), np.asarray(one.high, dtype=float)
         for run in _runs(np.isfinite(low) & np.isfinite(high)) if one.line else ():
@@ -242,7 +266,7 @@ def _marker(look: str, at: float, height: float, inside: str = "") -> str:
         "prompt": "m-4 -4l8 8m0 -8l-8 8",
     }
     circle = "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0"
-    return f'<path class="dot" d="M{at:.1f} {height:.1f}{shapes.get(look, circle)}">{inside}</path>'
+    return f'<path class="dot" d="M{at:.1f} {height:.1f}{shapes.get(split_look(look)[0], circle)}">{inside}</path>'
 
 
 def _finite(values: Numbers) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona_vectors.page_plots import Series, chart
+from persona_vectors.page_plots import HIGH, LOW, Series, chart, split_look
 from persona_vectors.plots import INK, RANDOM, SERIES, VECTOR, canvas
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Points:
     Attributes:
         xs, ys: NaN leaves a point out.
         labels: what each point is; written beside it in a PNG, shown on pointing at it on a page.
-        look: s0 to s4, or random (`persona_vectors.page_plots`).
+        look: s0 to s4, random, or one of `graded_looks` for groups in an order (`persona_vectors.page_plots`).
     """
 
     name: str
@@ -71,14 +71,25 @@ def scatter_png(panels: Mapping[str, Panel], n_rows: int = 1) -> Figure:
         if line is not None:
             axis.plot(*line, color=INK, linewidth=0.9, linestyle=":")
         for group in panel.groups:
-            color = COLORS.get(group.look, INK)
-            axis.scatter(group.xs, group.ys, s=26, color=color, marker=MARKERS.get(group.look, "o"), label=group.name)
+            marker = MARKERS.get(split_look(group.look)[0], "o")
+            axis.scatter(group.xs, group.ys, s=26, color=_color(group.look), marker=marker, label=group.name)
         if sum(len(group.labels) for group in panel.groups) <= MOST_LABELS:
             _write_labels(axis, panel.groups)
         axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=title)
         if len(panel.groups) > 1:
             axis.legend(frameon=False, fontsize=7, loc="best")
     return figure
+
+
+def _color(look: str) -> str:
+    """A look's colour; of a graded one that far from LOW's to HIGH's."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    plain, grade = split_look(look)
+    if grade is None:
+        return COLORS.get(plain, INK)
+    low, high = np.array(to_rgb(COLORS[LOW])), np.array(to_rgb(COLORS[HIGH]))
+    return to_hex(low + grade * (high - low))
 
 
 _PLACES = [(x, y) for y in (3, -9, 10, -16) for x in (3, -3)]
