@@ -51,7 +51,7 @@ class Separation:
         auc: the chance that a row of the level is above a normal row (ties half), `n` rows in `n_clusters` questions.
         random: of random directions at the same layer, each oriented on half of the questions and scored on the other
             half, both ways; None where there are none, or too few questions.
-        permuted: of the criterion with the labels of questions permuted; None where that cannot change anything.
+        permuted: of the criterion with the labels of questions permuted.
         p: one-sided, from the permutations.
     """
 
@@ -59,8 +59,8 @@ class Separation:
     criterion: str
     auc: Interval
     random: Control | None
-    permuted: Control | None
-    p: float | None
+    permuted: Control
+    p: float
 
     def record(self) -> dict[str, Any]:
         """For a sidecar."""
@@ -74,7 +74,7 @@ class Separation:
             "n_questions": self.auc.n_clusters,
             "n_without_value": self.auc.n_dropped,
             "random_directions": vars(self.random) if self.random else None,
-            "permuted_labels": vars(self.permuted) if self.permuted else None,
+            "permuted_labels": vars(self.permuted),
             "p": self.p,
         }
 
@@ -114,8 +114,8 @@ def separation(
         criterion,
         interval,
         None if directions is None else Control.of(found, directions),
-        None if chance is None else Control.of(found, chance),
-        None if chance is None else float((1 + (chance >= found - 1e-12).sum()) / (1 + len(chance))),
+        Control.of(found, chance),
+        float((1 + (chance >= found - 1e-12).sum()) / (1 + len(chance))),
     )
 
 
@@ -141,8 +141,8 @@ def auc_interval(
 
 def permuted_aucs(
     values: Float[np.ndarray, " n"], is_other: Bool[np.ndarray, " n"], codes: Int[np.ndarray, " n"], n: int, seed: int
-) -> Float[np.ndarray, " n_permuted"] | None:
-    """AUCs with permuted labels; None where no permutation changes a label.
+) -> Float[np.ndarray, " n_permuted"]:
+    """AUCs with permuted labels.
 
     In a question that both levels answer, all its labels are swapped, or none. Questions of one level alone keep their
     rows together and exchange their labels with one another.
@@ -150,8 +150,6 @@ def permuted_aucs(
     k = int(codes.max()) + 1
     share = np.bincount(codes, is_other, minlength=k) / np.bincount(codes, minlength=k)
     mixed, pure = (share > 0) & (share < 1), np.flatnonzero((share == 0) | (share == 1))
-    if not mixed.any() and len(np.unique(share[pure])) < 2:
-        return None
     rng, ladder, found = np.random.default_rng(seed), _Ladder(values), []
     for _ in range(n):
         swapped = (rng.random(k) < 0.5) & mixed
@@ -159,8 +157,7 @@ def permuted_aucs(
         of_question[pure] = rng.permutation(share[pure])
         labels = np.where(mixed[codes], is_other ^ swapped[codes], of_question[codes] == 1)
         found.append(ladder.auc(labels.astype(float), (~labels).astype(float)))
-    finite = np.array(found)[np.isfinite(found)]
-    return finite if len(finite) else None
+    return np.array(found)
 
 
 def oriented_aucs(

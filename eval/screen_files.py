@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.data_rows import DataRow
+from eval.screen_findings import notes, sentences
 from eval.screen_page import figure_pngs, page
 from eval.screen_result import Action, Screen
 from persona_vectors.files import (
@@ -105,7 +106,8 @@ def _told(screen: Screen) -> dict[str, Any]:
         "unscored_lines": [screen.data.rows[row].line for row in screen.unscored],
         "unscored_to": screen.unscored_to,
         "n_without_value": {name: int((own != own).sum()) for name, own in screen.data.values.items()},
-        "notes": list(screen.notes),
+        "sentences": sentences(screen),
+        "notes": notes(screen),
     }
     if screen.reference is not None and rule is not None:
         flagged, decided = screen.share_flagged(screen.reference)

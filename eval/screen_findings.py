@@ -54,13 +54,14 @@ def sentences(screen: Screen) -> list[str]:
         went = "kept" if screen.unscored_to == "keep" else "flagged"
         unscored = f", {n_unscored} cannot be scored and are {went}" if n_unscored else ""
         said = [f"Of {n} rows {n_flagged} are flagged ({what(screen)}), {n_kept} are kept{unscored}."]
-        combined = "" if len(screen.criteria) == 1 else f" Combined by {screen.combine}."
-        limits = ", ".join(f"{name} above {limit:.4g}" for name, limit in screen.rule.thresholds.items())
-        said.append(f"Flagged is {limits}: {screen.rule.source}.{combined}")
+        join = " and " if screen.combine == "all" else " or "
+        limits = join.join(f"{name} > {limit:.4g}" for name, limit in screen.rule.thresholds.items())
+        said.append(f"Threshold: {limits} ({screen.rule.source}).")
         if screen.reference is not None:
             said.append(f"Of the reference rows the rule flags {_share(*screen.share_flagged(screen.reference))}.")
         for name, level in screen.levels.items():
-            said.append(f"Of {name} it flags {_share(*screen.share_flagged(level))}.")
+            same = " (the reference itself)" if level is screen.reference else ""
+            said.append(f"Of {name}{same} it flags {_share(*screen.share_flagged(level))}.")
     return said
 
 
@@ -127,8 +128,8 @@ def _cells(one: Separation) -> list[str]:
         one.auc.text(3),
         "" if random is None else random.text(),
         "" if random is None else f"{100 * random.beaten:.1f}%",
-        "" if one.permuted is None else one.permuted.text(),
-        "" if one.p is None else f"{one.p:.2g}",
+        one.permuted.text(),
+        f"{one.p:.2g}",
         f"{one.auc.n}{missing}",
         str(one.auc.n_clusters),
     ]

@@ -20,7 +20,9 @@ from persona_vectors.plots import INK, png_bytes, projections_png
 
 N_SAMPLES = 6
 """Rows of each part of the sample browser."""
-MAX_GROUPS = len(LOOKS) + 1
+ROW_LOOKS = {"rows": LOOKS[0], "reference": "random"}
+LEVEL_LOOKS = ("base", *LOOKS[1:])
+"""More levels than these are in the PNG and the table alone."""
 BINS = 28
 
 Groups = dict[str, Float[np.ndarray, " n"]]
@@ -36,7 +38,7 @@ def figure_pngs(screen: Screen) -> dict[str, bytes]:
                 axis = figure.axes[0]
                 axis.axvline(limit, color=INK, linewidth=1.2, linestyle=":")
                 top = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-                axis.annotate("threshold", (limit, 0.98), (-4, 0), ha="right", va="top", fontsize=8, color=INK, **top)
+                axis.annotate("threshold", (limit, 1.0), (0, 2), ha="center", va="bottom", fontsize=8, color=INK, **top)
             pngs[f"{title}_{name}.png"] = png_bytes(figure)
     return pngs
 
@@ -94,8 +96,8 @@ def _distribution(screen: Screen) -> Section:
         marks = [] if limit is None else [(limit, "threshold")]
         svgs, legend = [], {}
         for title, groups in panels.items():
-            shown = dict(list(groups.items())[:MAX_GROUPS])
-            looks = dict(zip(shown, ("base", *LOOKS) if len(shown) > 1 else LOOKS, strict=False))
+            looks = dict(zip(groups, LEVEL_LOOKS, strict=False)) if title == "levels" else ROW_LOOKS
+            shown = {group: values for group, values in groups.items() if group in looks}
             label = visible(f"{title} by {name}: histogram")
             svgs.append((f"{title}: {xlabel}", _histogram(shown, looks, visible(xlabel), label, marks)))
             legend |= {(looks[group], f"{visible(group)} ({len(values)})"): None for group, values in shown.items()}
@@ -114,7 +116,7 @@ def _histogram(
         top = max(top, float(shares.max()))
         ys = np.concatenate([[0], np.repeat(shares, 2), [0]])
         series.append(Series(visible(name), np.repeat(edges, 2), ys, look=looks[name], dots=False))
-    return chart(series, xlabel, "share of rows", label, ylim=(0, 1.05 * top), marks=marks)
+    return chart(series, xlabel, "share of rows", label, ylim=(0, 1.15 * top), marks=marks)
 
 
 def _auc_section(screen: Screen) -> list[Section]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["delta_p", "raw", "cheap", "judge"]
 JUDGE = "judge"
-NO_SCORE = "the judge gave no score"
+NO_SCORE, LONG_FOR_JUDGE = "the judge gave no score", "longer than the judge's context"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,9 @@ def judge_rows(
     store: Store,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> dict[str, Measured]:
-    """File -> its rows with the judge's score of the answer to the last user turn; NaN for an empty answer.
+    """File -> its rows with the judge's score of the answer to the last user turn.
+
+    NaN for an empty answer, and for one that a local judge's context does not hold.
 
     Raises:
         JudgeError: calls that failed; those that did not are in the store.
@@ -171,10 +173,11 @@ def judge_rows(
 
     answered = [(key, i) for key, rows in files.items() for i, row in enumerate(rows) if row.answer.strip()]
     items = [(shown_question(files[key][i]), files[key][i].answer) for key, i in answered]
+    fits = _fitting(judge, items)
     scores = scores_of(
         judge.model,
         judge.template,
-        items,
+        [item for item, fit in zip(items, fits, strict=True) if fit],
         store=store,
         options=judge.options,
         progress=f"judging {judge.trait}",
@@ -182,13 +185,35 @@ def judge_rows(
     )
     values = {key: np.full(len(rows), np.nan) for key, rows in files.items()}
     reasons = {key: [EMPTY] * len(rows) for key, rows in files.items()}
-    for (key, i), score in zip(answered, scores, strict=True):
+    left = iter(scores)
+    for (key, i), fit in zip(answered, fits, strict=True):
+        score = next(left) if fit else None
         values[key][i] = np.nan if score is None else score
-        reasons[key][i] = NO_SCORE if score is None else ""
+        reasons[key][i] = LONG_FOR_JUDGE if not fit else NO_SCORE if score is None else ""
     return {
         key: Measured(rows[0].file, rows, {JUDGE: values[key]}, reasons[key], [[] for _ in rows])
         for key, rows in files.items()
     }
+
+
+def _fitting(judge: Judge, items: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether a local judge can read each item; a served judge says so itself."""
+    from judge import fill_prompt, is_local_judge
+    from persona_vectors.label_odds import label_tree
+    from persona_vectors.models import load_config, load_tokenizer
+    from persona_vectors.tokens import render_prompt, tokenize_prompt
+
+    if not is_local_judge(judge.model):
+        return [True] * len(items)
+    context = getattr(load_config(judge.model), "max_position_embeddings", None)
+    tokenizer = load_tokenizer(judge.model)
+    room = None if context is None else context - label_tree(tokenizer, "0_100").depth
+
+    def length(item: tuple[str, str]) -> int:
+        message = {"role": "user", "content": fill_prompt(judge.template, *item)}
+        return len(tokenize_prompt(tokenizer, render_prompt(tokenizer, [message])))
+
+    return [room is None or length(item) <= room for item in items]
 
 
 def together(criteria: Sequence[Criterion], *measured: Measured) -> Measured:
