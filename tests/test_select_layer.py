@@ -470,11 +470,13 @@ def test_end_to_end_then_again_from_the_store(here, tmp_path, capsys, monkeypatc
 
     settings_table, answers_table = pd.read_csv(out / "selection.csv"), pd.read_csv(out / "answers.csv")
     assert len(settings_table) == 9 and len(answers_table) == 9 * 6
-    chosen = settings_table.query(f"kind == 'layer' and control.isna() and coef == {entry['coef']}").iloc[0]
+    chosen = settings_table.query(f"kind == 'layer' and control.isna() and coef == {entry['coef']}").to_dict("records")[
+        0
+    ]
     assert chosen["impolite_reporting"] == pytest.approx(entry["best"]["trait"]["mean"])
     assert chosen["impolite_choosing"] == pytest.approx(entry["best"]["on_the_choosing_half"]["trait"])
     mine = answers_table.query(f"kind == 'layer' and control.isna() and coef == {entry['coef']}")
-    assert mine["impolite"].mean() == pytest.approx(chosen["impolite"])
+    assert np.mean(mine["impolite"]) == pytest.approx(chosen["impolite"])
     receipts = read_sidecar(out / "selection.csv")["receipts"]
     assert len(receipts) == 8 and max(one["relative_error"] for one in receipts) < 1e-4
     assert sorted(receipts[-1]["share_of_hidden_norm"]) == ["1", "2", "3", "4"]
