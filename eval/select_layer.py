@@ -73,7 +73,8 @@ def main(
     random directions of the same norms, and increments at all layers at once: v_L - v_(L-1) at every layer L, which sum
     to v_n - v_0. The highest of many means is flattered, so half of the trait's eval questions choose layer and
     coefficient, and every value that is reported is of the other half. A layer is recommended if its difference to the
-    highest random direction there, and to the unsteered answers, lies above 0 with its whole 95% interval.
+    highest of the unsteered answers and of all random directions, at any of the layers, lies above 0 with its whole 95%
+    interval.
 
     The recommendation goes into the vector's sidecar, under layer_selection. Answers and scores come from the store, so
     the same command again samples nothing.
