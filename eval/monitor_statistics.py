@@ -23,8 +23,11 @@ from persona_vectors.correlation import (
     correlate,
     correlate_within,
     paired_difference,
+    pearson,
     random_correlations,
+    resampled_rows,
     share_beaten,
+    with_interval,
 )
 from persona_vectors.projection import project
 from persona_vectors.statistics import Labels, group_codes
@@ -226,7 +229,9 @@ def _with_numbers(
 ) -> MonitorCorrelation:
     """The record, with what the condition's number says by itself."""
     beside = _beside_random(over, found, points.rows, points.y, how)
-    alone = correlate(points.number, points.y, clusters, **how.boot).pearson
+    codes = group_codes(clusters)
+    rows = resampled_rows(codes, how.n_boot, how.seed)
+    alone = with_interval(pearson, points.number, points.y, rows, codes)
     minus = NOT_DEFINED
     if found.pearson.value is not None and alone.value is not None:
         minus = paired_difference(points.x, points.number, points.y, clusters, **how.boot)

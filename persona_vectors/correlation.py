@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from persona_vectors.statistics import Array, Labels, expanded_percentiles, group_codes, random_directions
 
@@ -74,7 +73,13 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's rank correlation; NaN where one side is constant."""
-    return pearson(stats.rankdata(x), stats.rankdata(y))
+    return pearson(_ranks(x), _ranks(y))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """`scipy.stats.rankdata`, whose own checks cost two to five times as much: a bootstrap ranks 4,000 times."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def correlate(x: Array, y: Array, clusters: Labels, *, n_boot: int = 2000, seed: int = 0) -> Correlation:

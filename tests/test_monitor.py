@@ -376,7 +376,7 @@ def argv(work, tiny_persona, out, **changes) -> list[str]:
         "judge_model": tiny_persona,
         "trait": str(work / "evil.json"),
         "vector_path": str(work / "evil_response_avg_diff.pt"),
-        "layer": "2 3",
+        "layer": "3",
         "output_dir": str(out),
         "system_prompts": str(work / "graded.json"),
         "n_shots": "0 2 4",
@@ -396,10 +396,10 @@ def test_end_to_end_and_again_without_sampling(work, tiny_persona, tmp_path, mon
     out = tmp_path / "out"
     assert cli.run(monitor.main, argv(work, tiny_persona, out)) == 0
     printed = capsys.readouterr().out
-    assert printed.count("within a condition") >= 4 and "What was found" in printed
+    assert printed.count("within a condition") == 2 and "What was found" in printed
     for name in ("points.csv", "prompts.csv", "conditions.csv", "correlations.csv", "report.html"):
         assert sidecar_path(out / name).is_file(), name
-    assert sidecar_path(out / "scatter_layer3.png").is_file() and (out / "scatter_layer2.png").is_file()
+    assert sidecar_path(out / "scatter.png").is_file()
 
     points, prompts = rows_of(out / "points.csv"), rows_of(out / "prompts.csv")
     assert len(points) == (3 + 3) * 3 * 2 and len(prompts) == (3 + 3) * 3
@@ -417,7 +417,7 @@ def test_end_to_end_and_again_without_sampling(work, tiny_persona, tmp_path, mon
     of_first = [float(row["evil"]) for row in points if row["condition"] == "grade 1"]
     assert means["grade 1"] == pytest.approx(np.mean(of_first))
     correlations = rows_of(out / "correlations.csv")
-    assert len(correlations) == 2 * 2 * (2 * 3 + 3) and {row["over"] for row in correlations} == {*OVER, "condition"}
+    assert len(correlations) == 2 * (2 * 3 + 3) and {row["over"] for row in correlations} == {*OVER, "condition"}
 
     before = (out / "points.csv").read_bytes()
     monkeypatch.setattr(finished_answers, "sample_answers", lambda *_a, **_k: pytest.fail("sampled again"))
