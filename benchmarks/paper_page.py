@@ -32,7 +32,7 @@ KINDS = {
     "shift": "finetuning shift",
     "response_shift": "shift of the answers",
 }
-COLUMNS = ("paper", "quantity", "paper, 7-8B models", "here", "threshold, set beforehand", "verdict")
+COLUMNS = ("paper", "quantity", "verdict", "here", "threshold, set beforehand", "paper, 7-8B models")
 SHOWN = (BASE, "TRAIT 100%", "TRAIT 25%", "TRAIT, asked for", "TRAIT, forbidden", "TRAIT opposite")
 
 
@@ -97,7 +97,7 @@ def headline(claims: Sequence[Claim]) -> str:
 def cells(claim: Claim) -> list[str]:
     """A row of the table."""
     here = "; ".join(f"{trait} {one.text()}{'' if one.holds else ' (no)'}" for trait, one in claim.found.items())
-    return [claim.figure, claim.quantity, claim.paper, here, claim.threshold, claim.verdict]
+    return [claim.figure, claim.quantity, claim.verdict, here, claim.threshold, claim.paper]
 
 
 def markdown(claims: Sequence[Claim], seeds: Sequence[int]) -> str:
@@ -209,11 +209,11 @@ def _forest(points: Points, recipes: Recipes) -> Figure:
                 rows.append((f"{name}, {recipe}", look, *_numbers(r)))
             random = random_correlations(points.changes[kind], points.scores[trait])
             low, middle, high = np.quantile(random, [0.05, 0.5, 0.99])
-            rows.append((f"{name}, random directions: median, 5th to 99th percentile", "random", middle, low, high))
+            rows.append((f"{name}, random directions", "random", middle, low, high))
         text = correlate(points.text[trait], points.scores[trait], points.names).pearson
         rows.append(("the training text's score alone", "s2", *_numbers(text)))
         drawn.append((trait, levels(rows, "r", f"r of predictions of {trait}", (-0.35, 1.02))))
-    legend = [("s0", "others projected out"), ("s1", "plain"), ("random", "random directions"), ("s2", "text alone")]
+    legend = [("s0", "others projected out"), ("s1", "plain"), ("random", "random directions: median, 5th to 99th percentile"), ("s2", "text alone")]
     return Figure("", drawn, legend)
 
 
