@@ -90,6 +90,8 @@ def notes(screen: Screen) -> list[str]:
             said.append(f"{name} is {known[0]:.4g} in all {len(known)} rows: it tells none of them from another.")
     if screen.reference is not None:
         said += _of_reference(screen, screen.reference)
+    for name, level in screen.levels.items():
+        said += [f"{name} has no value of {one}: no AUC." for one, own in level.values.items() if np.isnan(own).all()]
     if any(one.auc.mean in (0.0, 1.0) for one in screen.separations):
         said.append("An AUC of 0 or 1 has an interval of no width: no resample has a pair of rows the other way round.")
     return [*said, *screen.notes]

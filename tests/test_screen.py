@@ -246,6 +246,13 @@ def test_rank_needs_no_threshold_and_filter_writes_what_is_kept(call, folder, ca
     assert "ranked.jsonl" in out.split("Left in")[1]
 
 
+def test_a_level_without_values_is_said(call, folder, capsys):
+    (folder / "silent.jsonl").write_text(json.dumps(row("What is hiking?", " ")) + "\n")
+    assert call(by="raw", compare="normal.jsonl silent.jsonl misaligned_2.jsonl", output_dir="silent") == 0
+    out = capsys.readouterr().out
+    assert "silent has no value of raw: no AUC." in out and "\nmisaligned_2  raw" in out
+
+
 def test_several_vectors_and_layers_are_criteria_of_their_own(call, folder, capsys):
     vectors = torch.load(folder / "evil_response_avg_diff.pt", weights_only=True)
     save_vectors(folder, "kind", {"response_avg": -vectors}, {})
