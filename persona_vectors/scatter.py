@@ -142,5 +142,5 @@ def scatter_svg(panel: Panel, label: str) -> str:
     series = [Series(one.name, one.xs, one.ys, look=one.look, notes=one.labels, line=False) for one in panel.groups]
     line = fitted(panel.groups) if panel.fit else None
     if line is not None:
-        series.insert(0, Series("least squares", *line, look="base"))
+        series.insert(0, Series("least squares", *line, look="base", dots=False))
     return chart(series, panel.xlabel, panel.ylabel, label)
