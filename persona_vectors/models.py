@@ -108,12 +108,13 @@ def load_config(name: str) -> PretrainedConfig:
 
 def _whole_config(name: str) -> PretrainedConfig:
     """The config as stored; of a model with more than text, only this one knows the revision."""
+    from huggingface_hub.errors import StrictDataclassError  # a field of the wrong kind, or fields that disagree
     from transformers import AutoConfig
 
     source = resolve_model(name)
     try:
         return AutoConfig.from_pretrained(source.base)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"cannot read the config of model {name}: {_first_line(error)}") from error
 
 

@@ -163,3 +163,14 @@ def test_a_hub_models_fingerprint_follows_its_revision_even_below_a_text_config(
     before = fingerprint("some-org/some-model")
     config._commit_hash = "two"
     assert fingerprint("some-org/some-model") != before
+
+
+@pytest.mark.parametrize("broken", [{"num_hidden_layers": "four"}, {"layer_types": ["full_attention"] * 7}])
+def test_a_config_whose_fields_are_wrong_is_one_line(base, tmp_path, broken):
+    """transformers refuses these with an error of its own kind, which was a traceback."""
+    config = json.loads((base / "config.json").read_text()) | broken
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot read the config of model .*broken") as error:
+        load_config(str(tmp_path / "broken"))
+    assert "\n" not in str(error.value)
