@@ -4,7 +4,8 @@
 
 The published loop is written below as it is run: one row a forward pass with `output_hidden_states`, logits and
 gradients and all, then a projection for each vector and layer. It reads once for all vectors, as its command does with
-several of them; its script is run once a vector, which takes 5 such loops. A second line leaves gradients out of it.
+several of them; its script is run once a vector, which a line of its own times on a fifth of the rows. Another line
+leaves gradients out of the loop.
 Jobs: rows of random token ids; the same where each prompt has a training answer and one of the model's own (delta_p);
 and rows of dataset/, tokenized by both sides. Ratios are medians over interleaved repeats, of processor time, since
 other work may run beside. Memory is the peak of a process of its own for each number of rows.
@@ -146,6 +147,8 @@ def one_pass(model: Any, samples: Sequence[TokenizedSample], vectors: dict[int, 
 
 def measure(name: str, model: Any, n: int, repeats: int, seed: int) -> list[Timing]:
     """Rows whose prompts are their own, and rows of which two share a prompt."""
+    import torch
+
     vectors, vocab = random_vectors(model, seed), model.config.vocab_size
     singles, pairs = random_samples(vocab, n, 1, seed), random_samples(vocab, n // 2, 2, seed)
     place = "layers " + ", ".join(map(str, layers_of(model))) + f" of {model.config.num_hidden_layers}"
@@ -153,7 +156,17 @@ def measure(name: str, model: Any, n: int, repeats: int, seed: int) -> list[Timi
     def ours() -> Tensor:
         return one_pass(model, singles, vectors)
 
+    few = singles[: max(2, n // N_VECTORS)]
+
+    def once_a_vector() -> Tensor:
+        loops = [
+            published_loop(model, few, {layer: several[[i]] for layer, several in vectors.items()})
+            for i in range(N_VECTORS)
+        ]
+        return torch.stack(loops, dim=2).flatten(1)  # (rows, layers x vectors)
+
     jobs: list[tuple[str, Loop, Loop]] = [
+        (f"raw, the loop once a vector, {len(few)} rows", once_a_vector, lambda: one_pass(model, few, vectors)),
         (f"raw, {place}", lambda: published_loop(model, singles, vectors), ours),
         ("the same, without gradients", lambda: published_loop(model, singles, vectors, gradients=False), ours),
         (

@@ -220,6 +220,11 @@ def _notes(
     drawn = [f"{len(one.chosen)} of {len(one.rows)}" for one in data_sets if len(one.chosen) < len(one.rows)]
     if drawn:
         notes.append(f"Rows were drawn from {len(drawn)} data sets: {', '.join(dict.fromkeys(drawn))}.")
+    if any(reading.own_answers) and len(data_sets) > 1:
+        notes.append(
+            "Rows of different data sets with the same prompt share the model's own answers: data sets over the same "
+            "questions differ in their training answers alone."
+        )
     for path in dict.fromkeys(column.path for column in columns):
         made = read_sidecar(path).get("model", {})
         if isinstance(made, dict) and made.get("fingerprint") not in (None, fingerprint(model)):
