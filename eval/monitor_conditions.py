@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["system", "shots"]
-KIND_NAMES: dict[Kind, str] = {"system": "system prompts", "shots": "examples before the question"}
+KIND_NAMES: dict[Kind, str] = {"system": "system prompts", "shots": "many shots"}
 NUMBER_NAMES: dict[Kind, str] = {"system": "grade", "shots": "number of examples"}
 MIN_TRAIT, MIN_COHERENCE = 50, 50
 """What an answer must score to be an example."""

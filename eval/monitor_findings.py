@@ -68,9 +68,12 @@ def _both(study: Study, one: Found) -> str:
 
 
 def _said(record: MonitorCorrelation) -> str:
-    if record.beaten is None:
+    if record.beaten is None or record.random is None:
         return "r is not defined (too few points, or equal ones)"
-    return f"r {record.pearson.text()}, above {share(record.beaten)} of {N_RANDOM:,} random directions"
+    return (
+        f"r {record.pearson.text()}, above {share(record.beaten)} of {N_RANDOM:,} random directions (their median "
+        f"{record.random.median:.2f})"
+    )
 
 
 def _verdict(one: Found) -> str:
@@ -106,17 +109,19 @@ def _lacks(record: MonitorCorrelation) -> str:
 
 
 def _beside_number(one: Found) -> str:
-    """The condition's number by itself, which needs no model."""
+    """What the condition says by itself, which needs no model."""
     record = one.prompts["overall"]
-    name = NUMBER_NAMES[one.kind]
-    if record.number.value is None:
+    if record.number.value is None or record.known.value is None:
         return ""
-    text = f" The {name} alone reaches r {record.number.text()}"
-    minus = record.minus_number
-    if minus.value is None or minus.low is None or minus.high is None:
+    text = (
+        f" Without activations: the {NUMBER_NAMES[one.kind]} alone reaches r {record.number.text()}, and knowing the "
+        f"condition (its mean score on the other questions) {record.known.text()}"
+    )
+    minus = record.minus_known
+    if minus.low is None or minus.high is None:
         return f"{text}."
     told = "" if minus.low > 0 or minus.high < 0 else ", not told apart"
-    return f"{text} (the projection's r minus this: {minus.text()}{told})."
+    return f"{text}; the projection's r minus the latter is {minus.text()}{told}."
 
 
 def notes(study: Study, max_tokens: int, context: int | None) -> list[str]:

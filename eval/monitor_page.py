@@ -44,7 +44,7 @@ def write_results(study: Study, folder: Path, files: Sequence[str]) -> Path:
         write_sidecar(write_csv_atomic(pd.DataFrame(rows(study)), folder / f"{name}.csv"), record)
     for layer in study.layers:
         name = "scatter.png" if len(study.layers) == 1 else f"scatter_layer{layer}.png"
-        figure = scatter_png({_title(study, kind, layer): _panel(study, kind, layer) for kind in study.kinds})
+        figure = scatter_png({_title(study, kind, layer, "\n"): _panel(study, kind, layer) for kind in study.kinds})
         write_sidecar(write_bytes_atomic(folder / name, png_bytes(figure)), {**record, "layer": layer})
     return write(page(study), folder / "report.html", record)
 
@@ -58,7 +58,8 @@ def page(study: Study) -> Page:
         "condition's mean is taken off both sides. Condition means: a point a condition. Intervals resample questions "
         "(of condition means: conditions). Random: |r| of 1,000 random directions on the same activations (median, "
         "95th and 99th percentile), and the share of them that r is above. Number alone: r of the condition's number, "
-        "which needs no model; within a condition it is constant."
+        "which needs no model; within a condition it is constant. Condition known: r of the score with its condition's "
+        "mean score on the other questions."
     )
     return Page(
         title=f"Monitoring {study.trait} at the last prompt token",
@@ -93,7 +94,10 @@ def _figures(study: Study) -> list[Figure]:
     found = []
     for kind in study.kinds:
         panels = [
-            (f"layer {layer}", scatter_svg(panel, visible(f"{TITLES[kind]}, layer {layer}: {study.trait}")))
+            (
+                _title(study, kind, layer, ", "),
+                scatter_svg(panel, visible(f"{TITLES[kind]}, layer {layer}: {study.trait}")),
+            )
             for layer in study.layers
             if _drawable(panel := _panel(study, kind, layer))
         ]
@@ -105,11 +109,12 @@ def _figures(study: Study) -> list[Figure]:
     return found
 
 
-def _title(study: Study, kind: Kind, layer: int) -> str:
+def _title(study: Study, kind: Kind, layer: int, joint: str) -> str:
     """The panel's name with both correlations, never one of them."""
     prompts = next(one.prompts for one in study.found if (one.kind, one.layer) == (kind, layer))
     overall, within = (prompts[over].pearson.text() for over in ("overall", "within"))
-    return f"{KIND_NAMES[kind]}\noverall r {overall}\nwithin a condition r {within}"
+    where = KIND_NAMES[kind] + (f", layer {layer}" if len(study.layers) > 1 else "")
+    return joint.join([where, f"overall r {overall}", f"within a condition r {within}"])
 
 
 def _panel(study: Study, kind: Kind, layer: int) -> Panel:

@@ -101,7 +101,7 @@ def find(study: Study, seed: int) -> list[Found]:
 
 
 def point_rows(study: Study) -> list[dict[str, Any]]:
-    """points.csv: a row an answer."""
+    """points.csv: a row an answer; the trait's score is `score`, so that a trait may have any column's name."""
     projections = {f"projection_layer{layer}": study.projections(layer) for layer in study.layers}
     return [
         {
@@ -112,7 +112,7 @@ def point_rows(study: Study) -> list[dict[str, Any]]:
             "question": prompt.question,
             "sample": sample,
             **{name: float(values[row]) for name, values in projections.items()},
-            study.trait: study.points.scores["trait"][row, sample],
+            "score": study.points.scores["trait"][row, sample],
             "coherence": study.points.scores["coherence"][row, sample],
             "answer": study.points.answers[row, sample],
         }
@@ -143,8 +143,8 @@ def condition_rows(study: Study) -> list[dict[str, Any]]:
         rows = study.points.rows_of(condition)
         row: dict[str, Any] = {"kind": condition.kind, "condition": condition.name, "number": condition.number}
         row |= {"n_prompts": len(rows), "n_total": score.n + score.n_dropped, "n_scored": score.n}
-        row |= _flat(study.trait, score)
-        row |= {f"{study.trait}_sd_of_prompts": study.spread(condition)}
+        row |= _flat("score", score)
+        row |= {"score_sd_of_prompts": study.spread(condition)}
         row |= _flat("coherence", study.mean(condition, "coherence"))
         for layer in study.layers:
             row |= _flat(f"projection_layer{layer}", study.mean_projection(condition, layer))
@@ -171,14 +171,14 @@ def correlation_rows(study: Study) -> list[dict[str, Any]]:
 
 
 COLUMNS = ("conditions", "layer", "over", "r [95%]", "Spearman [95%]", "n", "random |r| 50/95/99%", "above random")
-COLUMNS += ("number alone", "r of single answers [95%]")
+COLUMNS += ("number alone", "condition known", "r of single answers [95%]")
 WORDS = {"overall": "all prompts", "within": "within a condition", "between": "condition means"}
 
 
 def correlation_cells(study: Study, *, short: bool = False) -> list[list[str]]:
     """The correlations with their heading: overall, within and between, always beneath one another.
 
-    `short` leaves out Spearman and, where there is one layer, the layer.
+    The layer is left out where there is one, and `short` leaves out Spearman.
     """
     cells: list[list[str]] = [list(COLUMNS)]
     for one in study.found:
@@ -186,13 +186,14 @@ def correlation_cells(study: Study, *, short: bool = False) -> list[list[str]]:
             level = record.random
             random = f"{level.median:.2f} / {level.high:.2f} / {level.highest:.2f}" if level else ""
             beaten = "" if record.beaten is None else share(record.beaten)
-            alone = "" if record.number.value is None else f"{record.number.value:.2f}"
+            baselines = ["" if b.value is None else f"{b.value:.2f}" for b in (record.number, record.known)]
             single = "" if over == "between" else one.answers[over].pearson.text()
             row = [KIND_NAMES[one.kind], str(one.layer), WORDS[over], record.pearson.text()]
-            row += [record.correlation.spearman.text(), str(record.correlation.n), random, beaten, alone, single]
+            row += [record.correlation.spearman.text(), str(record.correlation.n), random, beaten, *baselines, single]
             cells.append(row)
-    left_out = {4} | ({1} if len(study.layers) == 1 else set()) if short else set()
-    return [[cell for column, cell in enumerate(row) if column not in left_out] for row in cells]
+    left_out = {"Spearman [95%]"} if short else set()
+    left_out |= {"layer"} if len(study.layers) == 1 else set()
+    return [[cell for name, cell in zip(COLUMNS, row, strict=True) if name not in left_out] for row in cells]
 
 
 def condition_cells(study: Study, *, whole: bool = False) -> list[list[str]]:

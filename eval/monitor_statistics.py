@@ -8,7 +8,7 @@ adds is seen within a condition, so the two are always computed together here, e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,9 @@ class MonitorCorrelation:
         random, beaten: what random directions reach on the same (for `within`, equally centred) activations, and the
             share of them that Pearson's r is above; None where r is not defined. They count with |r|.
         number: r of the condition's number alone (grade, examples) with the score; not defined within a condition.
-        minus_number: r of the projection minus that, from the same resamples.
+        known: overall, r of the score with the condition's mean score on the other questions: what knowing the
+            condition is worth, whatever its number means.
+        minus_number, minus_known: r of the projection minus those, from the same resamples.
     """
 
     over: str
@@ -55,6 +57,8 @@ class MonitorCorrelation:
     beaten: float | None
     number: Estimated = NOT_DEFINED
     minus_number: Estimated = NOT_DEFINED
+    known: Estimated = NOT_DEFINED
+    minus_known: Estimated = NOT_DEFINED
 
     @property
     def pearson(self) -> Estimated:
@@ -69,7 +73,8 @@ class MonitorCorrelation:
         level = self.random
         row |= {"random_median": level and level.median, "random_p95": level and level.high}
         row |= {"random_p99": level and level.highest, "random_beaten": self.beaten}
-        return row | _flat("number_alone", self.number) | _flat("minus_number", self.minus_number)
+        row |= _flat("number_alone", self.number) | _flat("minus_number", self.minus_number)
+        return row | _flat("condition_known", self.known) | _flat("minus_known", self.minus_known)
 
 
 def _flat(name: str, one: Estimated) -> dict[str, float | None]:
@@ -191,7 +196,35 @@ def _overall(points: _Points, how: _How) -> MonitorCorrelation:
     if len(points.y) < LEAST_POINTS:
         return _undefined("overall", points)
     found = correlate(points.x, points.y, points.question, **how.boot)
-    return _with_numbers("overall", found, points, points.question, how)
+    record = _with_numbers("overall", found, points, points.question, how)
+    return replace(record, **_known(found, points, how))
+
+
+def _known(found: Correlation, points: _Points, how: _How) -> dict[str, Estimated]:
+    """`known` and `minus_known` over the points whose condition asks another question, too."""
+    others = _means_elsewhere(points)
+    there = np.isfinite(others)
+    own = points.of(there)
+    if len(own.y) < LEAST_POINTS:
+        return {}
+    codes = group_codes(own.question)
+    rows = resampled_rows(codes, how.n_boot, how.seed)
+    known = {"known": with_interval(pearson, others[there], own.y, rows, codes)}
+    if found.pearson.value is not None and known["known"].value is not None:
+        known["minus_known"] = paired_difference(own.x, others[there], own.y, own.question, **how.boot)
+    return known
+
+
+def _means_elsewhere(points: _Points) -> np.ndarray:
+    """For each point its condition's mean score on other questions; NaN where there is none."""
+    condition, question = group_codes(points.number), group_codes(points.question)
+    shape = (condition.max() + 1, question.max() + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (condition, question), points.y)
+    np.add.at(counts, (condition, question), 1)
+    other = sums.sum(1)[condition] - sums[condition, question]
+    n = counts.sum(1)[condition] - counts[condition, question]
+    return np.divide(other, n, out=np.full(len(other), np.nan), where=n > 0)
 
 
 def _within(points: _Points, how: _How) -> MonitorCorrelation:

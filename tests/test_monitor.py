@@ -84,6 +84,11 @@ def test_correlations_are_those_of_a_plain_loop(seed, n_conditions, n_questions)
     minus = found["overall"].minus_number.value
     assert minus == pytest.approx(found["overall"].pearson.value - found["overall"].number.value)
     assert [found[over].correlation.n for over in OVER] == [len(scores), len(scores), n_conditions]
+    elsewhere = [
+        np.mean([scores[j] for j, other in enumerate(conditions) if other == own and questions[j] != questions[i]])
+        for i, own in enumerate(conditions)
+    ]
+    assert found["overall"].known.value == pytest.approx(pearson(np.array(elsewhere), scores))
 
 
 @pytest.mark.parametrize("over", OVER)
@@ -109,6 +114,19 @@ def test_within_does_not_see_what_moves_whole_conditions(seed):
     after = monitor_correlations(moved, rows, vector, conditions, questions, **FAST)
     assert after["within"].pearson.value == pytest.approx(before["within"].pearson.value, abs=1e-4)
     assert after["overall"].pearson.value != pytest.approx(before["overall"].pearson.value, abs=1e-4)
+
+
+def test_a_step_at_the_first_example_is_known_with_the_condition_and_not_with_its_number():
+    """What moves with any example at all: the number is a poor baseline, and beating it would prove nothing."""
+    numbers, rng = [0, 1, 2, 4, 8], np.random.default_rng(2)
+    conditions, questions = np.repeat(numbers, 10).tolist(), list(range(10)) * 5
+    scores = np.where(np.array(conditions) > 0, 90.0, 10.0) + rng.normal(size=50)
+    activations = torch.tensor(np.column_stack([scores + rng.normal(size=50), rng.normal(size=50)])).float()
+    found = monitor_correlations(scores, activations, torch.tensor([1.0, 0.0]), conditions, questions, **FAST)[
+        "overall"
+    ]
+    assert found.pearson.value > 0.99 and found.minus_number.low > 0.2
+    assert found.known.value > 0.99 and abs(found.minus_known.value) < 0.01
 
 
 def test_each_condition_by_itself():
@@ -281,7 +299,7 @@ def test_a_projection_that_only_tells_conditions_apart_is_not_said_to_do_more():
     said = " ".join(sentences(study(STEPS + 5 * INSIDE, STEPS + 5 * OTHER)))
     assert "at grade 1 to" in said and "at grade 8" in said
     assert "tells conditions apart. That it also tells apart prompts under the same condition is not shown" in said
-    assert "The grade alone reaches r" in said and "minus this" in said
+    assert "the grade alone reaches r" in said and "minus the latter" in said
 
 
 def test_a_projection_that_foretells_within_conditions_is_said_to():
@@ -308,10 +326,10 @@ def test_notes_name_conditions_where_nothing_can_be_foretold():
 def test_tables_show_overall_never_without_within_and_between():
     found = study(STEPS + INSIDE, STEPS + OTHER, n_answers=2)
     heading, *cells = correlation_cells(found)
-    assert [row[2] for row in cells] == ["all prompts", "within a condition", "condition means"]
+    assert [row[1] for row in cells] == ["all prompts", "within a condition", "condition means"]
     assert all(len(row) == len(heading) for row in cells)
-    assert [row[5] for row in cells] == ["80", "80", "8"]
-    assert len(correlation_cells(found, short=True)[0]) == len(heading) - 2
+    assert [row[4] for row in cells] == ["80", "80", "8"]
+    assert len(correlation_cells(found, short=True)[0]) == len(heading) - 1
     assert found.found[0].answers["overall"].correlation.n == 160
     means = [float(row[1].split(" ")[0]) for row in condition_cells(found)[1:]]
     np.testing.assert_allclose(means, (STEPS + INSIDE).mean(1), atol=0.06)
@@ -412,9 +430,9 @@ def test_end_to_end_and_again_without_sampling(work, tiny_persona, tmp_path, mon
             hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[LAYER][0, -1]
         assert float(point["projection_layer3"]) == pytest.approx(float(hidden @ vector / vector.norm()), abs=2e-3)
     assert points[0]["projection_layer3"] == points[1]["projection_layer3"]
-    means = {row["condition"]: float(row["evil"]) for row in rows_of(out / "conditions.csv")}
+    means = {row["condition"]: float(row["score"]) for row in rows_of(out / "conditions.csv")}
     assert means["grade 3"] > means["grade 1"] + 20  # eliciting and strong opposite
-    of_first = [float(row["evil"]) for row in points if row["condition"] == "grade 1"]
+    of_first = [float(row["score"]) for row in points if row["condition"] == "grade 1"]
     assert means["grade 1"] == pytest.approx(np.mean(of_first))
     correlations = rows_of(out / "correlations.csv")
     assert len(correlations) == 2 * (2 * 3 + 3) and {row["over"] for row in correlations} == {*OVER, "condition"}
