@@ -82,7 +82,7 @@ ABOVE_ZERO = "lower bound > 0"
 TEXTS: dict[str, tuple[str, str, str, str]] = {
     # key: (figure, quantity, the paper's value on 7-8B models, threshold)
     "position": (
-        "App. A",
+        "appendix",
         "steering by the vector of answer tokens minus the best of prompt_avg and prompt_last, equal norms, points",
         "answer tokens steer best",
         ABOVE_ZERO,
@@ -133,19 +133,19 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         f"lower bound >= {MIN_GAP:g}",
     ),
     "all_layers": (
-        "App. J",
+        "appendix",
         "trained with the vector at one layer minus incremental vectors at all layers, trait score, points",
         "all layers limit it further, near the base model",
         ABOVE_ZERO,
     ),
     "caft": (
-        "App. J",
+        "appendix",
         "base model's projection with what ablation in training takes off the score, Spearman over seven traits",
         "works where the base model projects negatively",
         f"<= {MAX_RHO:g}",
     ),
     "penalty": (
-        "App. J",
+        "appendix",
         "trained with a projection penalty minus trained with the vector, trait score, points",
         "a penalty does less than steering",
         ABOVE_ZERO,
@@ -157,20 +157,25 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         f"lower bound >= {MIN_GAP:g}",
     ),
     "delta_p": (
-        "Fig. 8",
+        "Sec. 6.1",
         "projection difference of the data with trait score after finetuning, r",
         "strong",
         CORRELATES,
     ),
     "delta_p_cross": (
-        "Fig. 8",
+        "Sec. 6.1",
         "own trait's r minus the largest r of another trait's vector",
         "own above others",
         ABOVE_ZERO,
     ),
-    "delta_p_plain": ("Fig. 8", "the same by the published vector, others not projected out, r", "strong", CORRELATES),
+    "delta_p_plain": (
+        "Sec. 6.1",
+        "the same by the published vector, others not projected out, r",
+        "strong",
+        CORRELATES,
+    ),
     "delta_p_raw": (
-        "App. G",
+        "Sec. 6.1",
         "r of projection difference minus r of raw projection",
         "difference above raw",
         ABOVE_ZERO,
@@ -181,15 +186,20 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         "not in the paper",
         ABOVE_ZERO,
     ),
-    "cheap": ("App. I", "cheap difference (answer minus last prompt token) with trait score, r", "strong", CORRELATES),
+    "cheap": (
+        "appendix",
+        "cheap difference (answer minus last prompt token) with trait score, r",
+        "strong",
+        CORRELATES,
+    ),
     "samples": (
-        "Fig. 9",
+        "Sec. 6.2",
         "severe rows against normal ones by projection difference, AUC",
         "largely separable",
         f">= {MIN_AUC:g} and above {MIN_BEATEN:.0%} of random directions",
     ),
     "subsets": (
-        "Fig. 10",
+        "Sec. 6.3",
         "model of the wild rows highest in projection difference minus model of random rows, trait score, points",
         "high > random > low",
         f"lower bound >= {MIN_SUBSET:g}, low rows not above random rows by more than {MAX_DIP:g}, and high above every "

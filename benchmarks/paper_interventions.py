@@ -176,11 +176,19 @@ def afterwards(runs: Prevention, trait: str) -> Found:
     cost = by_question(runs.of(trait, "prevented", "coherence") - runs.of(trait, reached, "coherence"))
     facts = [runs.of(trait, case, "facts").mean() for case in ("prevented", reached)]
     score = runs.of(trait, reached).mean()
+    equal = runs.of(trait, "prevented", "coherence").mean() - _coherence_at(runs, trait, reached, level)
     beside = (
-        f"{reached.removeprefix('posthoc')} v subtracted: score {score:.1f} beside {level:.1f}; "
-        f"facts {facts[0]:.2f} and {facts[1]:.2f}"
+        f"{reached.removeprefix('posthoc')} v subtracted: score {score:.1f} beside {level:.1f}, interpolated to the "
+        f"same score {equal:.1f} points; facts {facts[0]:.2f} and {facts[1]:.2f}"
     )
     return Found(cost.mean, cost.low, cost.high, bool(cost.mean >= MIN_COST and cost.low > 0), beside, digits=1)
+
+
+def _coherence_at(runs: Prevention, trait: str, reached: str, level: float) -> float:
+    """Coherence on the straight line from the coefficient before `reached` to it, where the score is `level`."""
+    before = ("plain", *POSTHOC)[POSTHOC.index(reached)]
+    ends = [(runs.of(trait, case).mean(), runs.of(trait, case, "coherence").mean()) for case in (reached, before)]
+    return float(np.interp(level, [score for score, _ in ends], [coherence for _, coherence in ends]))
 
 
 def ablation(runs: Prevention, base: Float[np.ndarray, " d_model"], recipes: Recipes) -> Found:

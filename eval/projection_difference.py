@@ -5,7 +5,7 @@
         --vector_path_list persona_vectors/tiny-persona/evil_response_avg_diff.pt \
         --output_dir results/projection_difference
 
-The projection difference of arXiv 2507.21509, section 5.
+The projection difference of arXiv 2507.21509, section 6.
 """  # noqa: E501 (a command that can be pasted)
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ samples), p the prompt's last token, and a vector v that points towards the trai
 
     raw      a(y) . v/|v|
     base     a(y') . v/|v|
-    delta_p  (a(y) - a(y')) . v/|v|, the projection difference of arXiv 2507.21509, section 5
+    delta_p  (a(y) - a(y')) . v/|v|, the projection difference of arXiv 2507.21509, section 6
     cheap    (a(y) - a(p)) . v/|v|, which needs no answer of the model
 
 All of them, on all vectors at all layers, come from one pass over the rows' answers and the model's own, in which a

@@ -279,6 +279,7 @@ def test_prevention_and_its_costs(tmp_path):
     assert paper_interventions.gap(runs, "evil", ("random1", "random2"), "prevented", 25).value == 59
     afterwards = paper_interventions.afterwards(runs, "evil")
     assert afterwards.holds and afterwards.value == 20 and afterwards.beside.startswith("1 v subtracted")
+    assert "same score 17.4 points" in afterwards.beside, "at 30, a seventh of the way from 25 (70) to 60 (88)"
     write_run(tmp_path, "evil", "posthoc0.5", 30, 89)
     assert not paper_interventions.afterwards(runs, "evil").holds
     write_run(tmp_path, "evil", "prevented", 2)
