@@ -88,8 +88,8 @@ def _color(look: str) -> str:
     plain, grade = split_look(look)
     if grade is None:
         return COLORS.get(plain, INK)
-    low, high = np.array(to_rgb(COLORS[LOW])), np.array(to_rgb(COLORS[HIGH]))
-    return to_hex(low + grade * (high - low))
+    red, green, blue = (a + grade * (b - a) for a, b in zip(to_rgb(COLORS[LOW]), to_rgb(COLORS[HIGH]), strict=True))
+    return to_hex((red, green, blue))
 
 
 _PLACES = [(x, y) for y in (3, -9, 10, -16) for x in (3, -3)]

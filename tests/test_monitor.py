@@ -44,6 +44,7 @@ from persona_vectors.store import Store
 from persona_vectors.tokens import tokenize_prompt
 from persona_vectors.traits import load_graded_prompts
 from persona_vectors.vectors import save_vectors
+from tests.loopback_openai import Reply
 
 ROOT = Path(cli.__file__).parent.parent
 LAYER = 3
@@ -442,6 +443,27 @@ def test_end_to_end_and_again_without_sampling(work, tiny_persona, tmp_path, mon
     monkeypatch.setattr(finished_answers, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
     assert cli.run(monitor.main, argv(work, tiny_persona, out)) == 0
     assert (out / "points.csv").read_bytes() == before
+
+
+def test_a_judge_that_fails_leaves_the_rest_for_the_next_run(work, tiny_persona, tmp_path, serve, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    server = serve(lambda _: Reply(status=400, retry=False))
+    few = {"kinds": "shots", "system_prompts": None, "n_shots": "0 1", "n_per_question": "1", "judge_model": "a-judge"}
+    out = tmp_path / "out"
+    assert cli.run(monitor.main, argv(work, tiny_persona, out, **few)) == 1
+    error = capsys.readouterr().err
+    assert "unfinished: " in error and "run the same command again" in error and not out.exists()
+    server.answer = lambda _: {"40": 1.0}
+    monkeypatch.setattr(finished_answers, "sample_answers", lambda *_a, **_k: pytest.fail("sampled again"))
+    assert cli.run(monitor.main, argv(work, tiny_persona, out, **few)) == 0
+    assert {row["score"] for row in rows_of(out / "points.csv")} == {"40.0"}
+    printed = capsys.readouterr().out
+    assert "hardly move it" in printed and "r is not defined" in printed
+    server.answer = lambda _: {"I": 1.0}
+    few |= {"judge_model": "another-judge"}
+    assert cli.run(monitor.main, argv(work, tiny_persona, tmp_path / "none", **few)) == 2
+    assert "the judge gave no evil score for any of 6 answers" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_interrupted_reading_goes_on(tiny_persona, monkeypatch):
