@@ -213,7 +213,12 @@ def _forest(points: Points, recipes: Recipes) -> Figure:
         text = correlate(points.text[trait], points.scores[trait], points.names).pearson
         rows.append(("the training text's score alone", "s2", *_numbers(text)))
         drawn.append((trait, levels(rows, "r", f"r of predictions of {trait}", (-0.35, 1.02))))
-    legend = [("s0", "others projected out"), ("s1", "plain"), ("random", "random directions: median, 5th to 99th percentile"), ("s2", "text alone")]
+    legend = [
+        ("s0", "others projected out"),
+        ("s1", "plain"),
+        ("random", "random directions: median, 5th to 99th percentile"),
+        ("s2", "text alone"),
+    ]
     return Figure("", drawn, legend)
 
 
