@@ -7,7 +7,7 @@ directions correlate as well as the trait's vector does. So every function here 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,9 +92,13 @@ def correlate(x: Array, y: Array, clusters: Labels, *, n_boot: int = 2000, seed:
         ValueError: columns of different lengths, or fewer than three points.
     """
     (x, y), codes = _there((x, y), clusters)
-    rows = resampled_rows(codes, n_boot, seed)
-    found = [with_interval(statistic, x, y, rows, codes) for statistic in (pearson, spearman)]
-    return Correlation(found[0], found[1], len(x), int(codes.max()) + 1)
+    draws = np.empty((2, n_boot))
+    for part, counts in _resampled_counts(codes, n_boot, seed):
+        draws[0, part] = _weighted_pearson(x, y, counts)
+        draws[1, part] = _weighted_pearson(_weighted_ranks(x, counts), _weighted_ranks(y, counts), counts)
+    k = int(codes.max()) + 1
+    both = [_interval(value, drawn, k) for value, drawn in zip((pearson(x, y), spearman(x, y)), draws, strict=True)]
+    return Correlation(both[0], both[1], len(x), k)
 
 
 def correlate_within(
@@ -129,14 +133,10 @@ def paired_difference(
         ValueError: as `correlate`.
     """
     (x, other, y), codes = _there((x, other, y), clusters)
-    both = np.stack([x, other])
-
-    def difference(pair: np.ndarray, y: np.ndarray) -> float:
-        return pearson(pair[0], y) - pearson(pair[1], y)
-
-    value = difference(both, y)
-    draws = [difference(both[:, rows], y[rows]) for rows in resampled_rows(codes, n_boot, seed)]
-    return _interval(value, np.array(draws), int(codes.max()) + 1)
+    draws = np.empty(n_boot)
+    for part, counts in _resampled_counts(codes, n_boot, seed):
+        draws[part] = _weighted_pearson(x, y, counts) - _weighted_pearson(other, y, counts)
+    return _interval(pearson(x, y) - pearson(other, y), draws, int(codes.max()) + 1)
 
 
 def random_correlations(
@@ -182,6 +182,37 @@ def _there(columns: Sequence[Array], *labels: Labels) -> tuple[list[np.ndarray],
         raise ValueError(f"{there.sum()} of {len(there)} points have all their numbers; a correlation needs 3")
     codes = [group_codes([label for label, kept in zip(one, there, strict=True) if kept]) for one in labels]
     return [one[there] for one in numbers], *codes
+
+
+_DRAWS_AT_ONCE = 200  # bounds memory: a count for each point in each of them
+
+
+def _resampled_counts(codes: np.ndarray, n_boot: int, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """(which draws, (draws, n) counts of each point) of the samples of `resampled_rows`, some at a time."""
+    rng = np.random.default_rng(seed)
+    k = int(codes.max()) + 1
+    for start in range(0, n_boot, _DRAWS_AT_ONCE):
+        part = slice(start, min(start + _DRAWS_AT_ONCE, n_boot))
+        drawn = [np.bincount(rng.integers(k, size=k), minlength=k) for _ in range(part.stop - part.start)]
+        yield part, np.stack(drawn)[:, codes].astype(float)
+
+
+def _weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's r of each sample, a row of `counts` each; x and y are (n,) or one row a sample. NaN without spread."""
+    n = counts.sum(1, keepdims=True)
+    x = x - (counts * x).sum(1, keepdims=True) / n
+    y = y - (counts * y).sum(1, keepdims=True) / n
+    scale = np.sqrt((counts * x**2).sum(1) * (counts * y**2).sum(1))
+    return np.divide((counts * x * y).sum(1), scale, out=np.full(len(counts), np.nan), where=scale > 1e-9)
+
+
+def _weighted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(draws, n): each point's rank in each sample, which has it `counts[:, i]` times; ties share theirs."""
+    different, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(different)))
+    sizes = np.add.reduceat(counts[:, order], starts, axis=1)  # (draws, n_different)
+    return (np.cumsum(sizes, axis=1) - sizes + (sizes + 1) / 2)[:, group]
 
 
 def resampled_rows(codes: np.ndarray, n_boot: int, seed: int) -> list[np.ndarray]:

@@ -12,10 +12,12 @@ from persona_vectors.correlation import (
     paired_difference,
     pearson,
     random_correlations,
+    resampled_rows,
     share_beaten,
     spearman,
+    with_interval,
 )
-from persona_vectors.statistics import random_directions
+from persona_vectors.statistics import group_codes, random_directions
 
 RNG = np.random.default_rng(0)
 
@@ -27,6 +29,23 @@ def test_they_are_scipys(seed, n):
     x, y = rng.normal(size=n), rng.integers(0, 5, n) + rng.normal(size=n) * 0.1
     assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 30), st.booleans())
+def test_intervals_are_those_of_samples_drawn_one_by_one(seed, n, ties):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=n), rng.normal(size=n)
+    if ties:
+        x, y = x.round(), y.round()
+    codes = group_codes(rng.integers(0, max(2, n // 2), n).tolist())
+    rows = resampled_rows(codes, 300, 5)
+    found = correlate(x, y, codes, n_boot=300, seed=5)
+    for fast, statistic in ((found.pearson, pearson), (found.spearman, spearman)):
+        slow = with_interval(statistic, x, y, rows, codes)
+        assert (fast.value is None) == (slow.value is None) and (fast.low is None) == (slow.low is None)
+        if fast.low is not None:
+            assert (fast.value, fast.low, fast.high) == pytest.approx((slow.value, slow.low, slow.high), abs=1e-9)
 
 
 def test_missing_points_are_left_out_and_counted():
