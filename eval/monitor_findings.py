@@ -102,7 +102,8 @@ def _lacks(record: MonitorCorrelation) -> str:
         return "r is not defined"
     if record.pearson.low is None:
         return "there is no interval with one question"
-    why = [] if record.pearson.low > 0 else ["the interval is not above 0"]
+    below = record.pearson.high is not None and record.pearson.high < 0
+    why = [] if record.pearson.low > 0 else [f"the interval {'lies below' if below else 'is not above'} 0"]
     if record.beaten < MIN_BEATEN:
         why.append(f"{share(1 - record.beaten)} of random directions reach as much")
     return " and ".join(why)
@@ -115,7 +116,7 @@ def _beside_number(one: Found) -> str:
         return ""
     text = (
         f" Without activations: the {NUMBER_NAMES[one.kind]} alone reaches r {record.number.text()}, and knowing the "
-        f"condition (its mean score on the other questions) {record.known.text()}"
+        f"condition (its mean score on the other questions, which a new condition has not) {record.known.text()}"
     )
     minus = record.minus_known
     if minus.low is None or minus.high is None:

@@ -59,7 +59,7 @@ def page(study: Study) -> Page:
         "(of condition means: conditions). Random: |r| of 1,000 random directions on the same activations (median, "
         "95th and 99th percentile), and the share of them that r is above. Number alone: r of the condition's number, "
         "which needs no model; within a condition it is constant. Condition known: r of the score with its condition's "
-        "mean score on the other questions."
+        "mean score on the other questions: what a monitor of known conditions has anyway, and one of new ones has not."
     )
     return Page(
         title=f"Monitoring {study.trait} at the last prompt token",

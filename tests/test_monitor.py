@@ -314,6 +314,11 @@ def test_no_evidence_is_called_no_evidence():
     assert "So this is no evidence for this direction: overall the interval is not above 0" in said
 
 
+def test_a_projection_the_wrong_way_round_within_conditions_is_said_to_be():
+    said = " ".join(sentences(study(STEPS + 5 * INSIDE, STEPS - 5 * INSIDE)))
+    assert "not shown: the interval lies below 0" in said
+
+
 def test_notes_name_conditions_where_nothing_can_be_foretold():
     scores = STEPS + 5 * INSIDE
     scores[0] = 1.0
