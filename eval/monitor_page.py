@@ -71,6 +71,7 @@ def page(study: Study) -> Page:
         sections=[
             Section("Overall and within conditions", [words], _figures(study), heading, cells),
             _conditions_section(study),
+            *_system_prompts(study),
             *(_answers_section(study, kind) for kind in study.kinds),
         ],
         notes=study.notes,
@@ -87,6 +88,11 @@ def _conditions_section(study: Study) -> Section:
         "the one within conditions above."
     )
     return Section("Conditions", [words], columns=heading, cells=cells)
+
+
+def _system_prompts(study: Study) -> list[Section]:
+    cells = [[one.name, one.system or ""] for one in study.conditions("system")]
+    return [Section("System prompts", columns=["condition", "text"], cells=cells)] if cells else []
 
 
 def _figures(study: Study) -> list[Figure]:

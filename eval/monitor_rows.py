@@ -197,7 +197,7 @@ def correlation_cells(study: Study, *, short: bool = False) -> list[list[str]]:
 
 
 def condition_cells(study: Study, *, whole: bool = False) -> list[list[str]]:
-    """Means by condition with their heading; `whole` adds each condition's own correlations and system prompts."""
+    """Means by condition with their heading; `whole` adds each condition's own correlations."""
     digits = _digits(study)
     names = [f"projection, layer {layer} [95%]" for layer in study.layers]
     cells = [["condition", f"{study.trait} [95%]", "sd of prompts", *names, "coherence", "scored"]]
@@ -209,10 +209,8 @@ def condition_cells(study: Study, *, whole: bool = False) -> list[list[str]]:
         cells.append(row)
     if whole:
         cells[0] += [f"r, layer {layer} [95%] (above random)" for layer in study.layers]
-        cells[0] += ["system prompt"] * ("system" in study.kinds)
         for row, condition in zip(cells[1:], study.points.conditions, strict=True):
             row += [_own_text(study.own_correlation(condition, layer)) for layer in study.layers]
-            row += [condition.system or ""] * ("system" in study.kinds)
     return cells
 
 

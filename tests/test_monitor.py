@@ -344,13 +344,22 @@ def test_tables_show_overall_never_without_within_and_between():
 def test_the_page_has_both_correlations_a_look_a_condition_and_no_markup_of_others():
     found = study(STEPS + INSIDE, STEPS + OTHER)
     monitor_page = page(found)
-    assert [section.title for section in monitor_page.sections][:2] == ["Overall and within conditions", "Conditions"]
+    assert [section.title for section in monitor_page.sections][:3] == [
+        "Overall and within conditions",
+        "Conditions",
+        "System prompts",
+    ]
     figure = monitor_page.sections[0].figures[0]
     assert [name for _, name in figure.legend] == [*(f"grade {i}" for i in range(1, 9)), "least squares"]
     from eval.analysis_page import render
 
     html = render(monitor_page)
-    assert "<script>alert" not in html and "&lt;script&gt;alert" in html and "<b>3</b>" not in html
+    assert (
+        "<script>alert" not in html
+        and "&lt;script&gt;alert" in html
+        and "<b>3</b>" not in html
+        and "&lt;b&gt;3&lt;/b&gt;" in html
+    )
     assert html.count('<div class="answer ') == 4 * 8
 
 
