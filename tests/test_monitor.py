@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_generation.tiny_persona.answers import Ask, answer_all
+from data_generation.tiny_persona.measurements import dev_questions
 from data_generation.tiny_persona.oracle import trait_score
 from data_generation.tiny_persona.sentences import answer
 from data_generation.tiny_persona.styles import TRAITS
@@ -258,6 +260,25 @@ def test_shipped_prompts_are_eight_grades(trait, tiny_persona):
 def test_the_models_prompts_are_what_the_command_writes(tmp_path, tiny_persona):
     for path in write_monitor(tmp_path):
         assert path.read_text() == (Path(tiny_persona) / "traits" / "monitor" / path.name).read_text()
+
+
+def test_the_model_rises_over_its_grades(tiny_persona):
+    """The opposite, a neutral prompt, somewhat, extremely: for every trait, by the rule-based oracle."""
+    model, tokenizer = models.load_model(tiny_persona, device_map="cpu")
+    asked = dev_questions()[:5]
+    graded = {trait: load_graded_prompts(trait, tiny_persona)[0] for trait in TRAITS}
+    asks = [
+        Ask(text, (9, grade, i), graded[trait][grade])
+        for trait in TRAITS
+        for grade in (0, 3, 5, 7)
+        for i, text in enumerate(asked)
+    ]
+    texts = np.reshape(answer_all(model, tokenizer, asks, max_tokens=50), (len(TRAITS), 4, len(asked)))
+    for trait, of_trait in zip(TRAITS, texts, strict=True):
+        opposite, neutral, somewhat, extremely = (
+            np.mean([trait_score(text, trait) for text in own]) for own in of_trait
+        )
+        assert opposite < neutral - 2 and neutral + 10 < somewhat < extremely - 10, trait
 
 
 def test_they_are_no_part_of_the_models_fingerprint(tmp_path):
