@@ -30,7 +30,12 @@ STAND_INS = {
     " 20 2.0 response": " 3 2.0 response --n_per_question 1 --max_tokens 60",
     "--num_processes 8 training.py configs/train_instruct_7b.json": "training.py configs/two_processes.json",
     "--n_rows 1000": "--n_rows 12",
+    "--layers 2 3 --coefs 0.5 1 1.5 2 --n_random 2": "--layers 3 --coefs 1 2 --n_random 1",
+    "--n_shots 0 1 2 4 8 --n_per_question 2": "--n_shots 0 2 --n_per_question 1",
 }
+
+PAPER = "bash scripts/paper.sh 0"
+LEVELS = ("misaligned_2", "misaligned_1", "normal")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def execute(command: list[str], checkout: Path, **more: str) -> subprocess.Compl
 
 def test_the_readme_has_what_it_promises():
     assert COMMANDS[:2] == ["make demo", "make test"]
-    assert len(COMMANDS) > 8 and len(PYTHON) == 1
+    assert len(COMMANDS) > 8 and len(PYTHON) == 1 and PAPER in COMMANDS
     assert all(re.match(r"(make|python|bash|accelerate) ", command) for command in COMMANDS)
 
 
@@ -92,6 +97,8 @@ def test_every_other_command_runs_in_order(checkout):
     two = tiny | {"output_dir": "ckpt/two", "max_steps": 2, "gradient_accumulation_steps": 4}
     (checkout / "configs" / "two_processes.json").write_text(json.dumps(two))
     for command in COMMANDS[2:]:
+        if command == PAPER:
+            continue  # tests/test_paper_script.py
         if "generate_dataset" in command:
             with LoopbackOpenAI(RowWriter()) as server:
                 execute(["bash", "-c", stand_in(command)], checkout, OPENAI_BASE_URL=server.url)
@@ -114,6 +121,20 @@ def test_every_other_command_runs_in_order(checkout):
     assert len(compared) > 3
     assert len((checkout / "dataset" / "evil_mixed" / "0.25.jsonl").read_text().splitlines()) == 200
     assert len((checkout / "dataset" / "evil_large" / "normal.jsonl").read_text().splitlines()) == 12
+    check_predictions(checkout / "results")
+
+
+def check_predictions(results: Path):
+    """What the commands that predict, monitor and screen wrote."""
+    data = pd.read_csv(results / "projection_difference" / "datasets.csv")
+    means = data[data["kind"] == "delta_p"].set_index("file")["mean"]
+    severe, mild, normal = (next(means[name] for name in means.index if level in name) for level in LEVELS)
+    assert severe > mild > normal
+    kept, flagged = ((results / "screen" / f"{name}.jsonl").read_text().splitlines() for name in ("kept", "flagged"))
+    assert len(kept) + len(flagged) == 200 and len(flagged) >= 15
+    assert len(pd.read_csv(results / "finetuning_shift" / "shifts.csv")) >= 4
+    assert (results / "select_layer" / "evil" / "report.html").is_file()
+    assert {"system", "shots"} <= set(pd.read_csv(results / "monitor" / "evil" / "correlations.csv")["kind"])
 
 
 def test_what_the_map_names_exists():
