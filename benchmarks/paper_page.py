@@ -89,7 +89,7 @@ def headline(claims: Sequence[Claim]) -> str:
     whole = sum(one.verdict == "holds" for one in claims)
     none = sum(one.n_held == 0 for one in claims)
     return (
-        f"Of {len(claims)} claims {whole} hold for every trait that was tested, {len(claims) - whole - none} for some, "
+        f"{whole} of {len(claims)} claims hold for every trait that was tested, {len(claims) - whole - none} for some, "
         f"{none} for none."
     )
 
