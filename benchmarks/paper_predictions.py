@@ -23,6 +23,7 @@ from benchmarks.paper_claims import (
 from benchmarks.paper_models import load, place
 from benchmarks.paper_points import Points
 from benchmarks.paper_settings import ALL, N_RANDOM, N_RANDOM_SUBSETS, TRAITS
+from eval.screen_auc import auc_interval, permuted_aucs
 from persona_vectors.correlation import (
     Correlation,
     Estimated,
@@ -31,7 +32,7 @@ from persona_vectors.correlation import (
     random_correlations,
     share_beaten,
 )
-from persona_vectors.statistics import Interval, auc, cluster_bootstrap_mean, random_directions
+from persona_vectors.statistics import Interval, auc, cluster_bootstrap_mean, group_codes, random_directions
 
 Vectors = Mapping[str, Float[np.ndarray, " d_model"]]
 Recipes = Mapping[str, Vectors]
@@ -133,25 +134,15 @@ def separation(work: Path, seeds: Sequence[int], recipes: Recipes, trait: str) -
     own = change @ recipes["orthogonal"][trait]
     value = of(own)
     limit = float(np.quantile(random, MIN_BEATEN))
-    rng = np.random.default_rng(0)
-    permuted = [of(rng.permutation(own)) for _ in range(100)]
-    low, high = _auc_interval(own, severe, questions)
+    codes = group_codes(questions)
+    permuted = permuted_aucs(own, severe, codes, 200, 0)
+    low, high = auc_interval(own, severe, codes, 1000, 0)
     beside = (
-        f"random median {np.median(random):.2f}, 99th percentile {limit:.2f}; permuted labels to {max(permuted):.2f}; "
+        f"random median {np.median(random):.2f}, 99th percentile {limit:.2f}; permuted labels to {permuted.max():.2f}; "
         f"plain {of(change @ recipes['plain'][trait]):.2f}; cheap {of(cheap @ recipes['orthogonal'][trait]):.2f}; "
         f"text alone {of(text):.2f}"
     )
     return Found(value, low, high, value >= MIN_AUC and value > limit, beside)
-
-
-def _auc_interval(values: np.ndarray, severe: np.ndarray, questions: Sequence[str]) -> tuple[float, float]:
-    """95% interval from resampling questions, both levels' rows of one together."""
-    from persona_vectors.correlation import resampled_rows
-    from persona_vectors.statistics import expanded_percentiles, group_codes
-
-    codes = group_codes(questions)
-    draws = [auc(values[rows][severe[rows]], values[rows][~severe[rows]]) for rows in resampled_rows(codes, 500, 0)]
-    return expanded_percentiles(np.array(draws), int(codes.max()) + 1, 0.95)
 
 
 def subsets(work: Path, seeds: Sequence[int]) -> Claim:
