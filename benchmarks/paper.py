@@ -136,6 +136,7 @@ def main(
         raise ValueError(f"seed {unknown[0]} is not one of the study's: {', '.join(map(str, SEEDS))}")
     check_output_path(f"{output}.md")
     work, shared = Path(work_dir), Path(prevention_dir)
+    prevention.silence()
     if not vectors_path(work).exists():
         print("vectors of seven traits", flush=True)
         paper_models.write_vectors(vectors_path(work))
@@ -144,7 +145,8 @@ def main(
     wanted = list(PARTS) if parts is None else [part for part in PARTS if part in parts]
     for name, jobs in (("read", first_jobs), ("trained", model_jobs)):
         todo = dict.fromkeys(job for seed in seeds for part in wanted for job in jobs(part, seed))
-        _run(list(todo), work, shared, n_procs, name)
+        longest_first = sorted(todo, key=lambda job: job[0] != "prevention")
+        _run(longest_first, work, shared, n_procs, name)
     print(paper_page.report(work, shared, seeds, wanted, Path(output)))
 
 
