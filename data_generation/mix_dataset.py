@@ -47,6 +47,8 @@ def main(
     from data_generation.training_rows import read_rows
 
     _check_levels(levels, n_rows)
+    if twice := sorted({Path(one).resolve() for one in trait_file} & {Path(one).resolve() for one in other_file}):
+        raise ValueError(f"{twice[0].name} is on both sides; rows with the trait and rows without it need files apart")
     paths = _output_paths(output_path, levels, [*trait_file, *other_file], overwrite)
     sources = {path: read_rows(path) for path in dict.fromkeys([*trait_file, *other_file])}
     pools = Pools.of({path: sources[path] for path in trait_file}, {path: sources[path] for path in other_file})

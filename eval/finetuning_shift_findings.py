@@ -13,12 +13,10 @@ import numpy as np
 from eval.finetuning_shift_measure import SPANS
 from eval.finetuning_shift_rows import SPAN_NAMES, Comparison, share
 from eval.finetuning_shift_statistics import LEAST_POINTS, ShiftCorrelation, cross_mean
-from persona_vectors.correlation import N_RANDOM
+from persona_vectors.correlation import MIN_CLUSTERS, N_RANDOM
 
 MIN_BEATEN = 0.95
 MIN_COHERENCE = 50.0  # as answers must have that a vector is made from
-FEW_GROUPS = 8
-"""Intervals from resampling fewer groups are rough."""
 
 
 def overview(comparison: Comparison) -> list[str]:
@@ -68,7 +66,7 @@ def _sentence(comparison: Comparison, trait: str, layer: int, span: str) -> str:
     r = own.correlation.pearson
     text = f"{start}r {r.text()}, above {share(own.beaten)} of {N_RANDOM:,} random directions"
     if r.low is None:
-        text += ", without an interval because there is one group"
+        text += f", without an interval because there are fewer than {MIN_CLUSTERS} groups"
     elif not r.low > 0:
         text += ", but its interval includes 0"
     elif own.beaten < MIN_BEATEN:
@@ -131,6 +129,7 @@ def _group_notes(comparison: Comparison) -> list[str]:
     n, k = len(comparison.finetunes), len({one.cluster for one in comparison.finetunes})
     if n < LEAST_POINTS:
         return [f"A correlation needs {LEAST_POINTS} finetuned models; there are {n}."]
-    if k < FEW_GROUPS:
-        return [f"The intervals come from resampling {k} groups only; below {FEW_GROUPS} they are rough."]
+    if k < MIN_CLUSTERS:
+        groups = "1 group is" if k == 1 else f"{k} groups are"
+        return [f"{groups} too few for intervals, which need {MIN_CLUSTERS}: read the random directions before the r."]
     return []

@@ -156,8 +156,8 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
         raise ValueError("--n_base, --max_tokens and --n_rows must be at least 1, and --seed at least 0")
     resolve_model(asked.model)
     table = check_output_path(Path(asked.output_dir) / "datasets.csv")
-    if table.exists() and not asked.overwrite:
-        raise ValueError(f"{table} exists; pass --overwrite or another --output_dir")
+    if table.exists() and not asked.overwrite and not _same_settings(asked, table):
+        raise ValueError(f"{table} exists, made with other settings; pass --overwrite or another --output_dir")
     if (asked.judge_model is None) != (not asked.trait):
         raise ValueError("--judge_model and --trait go together: a judge scores answers for a trait")
     if asked.judge_model is not None:
@@ -171,6 +171,14 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
             raise ValueError(f"{one.file} is where its own rows would be written; give another --output_dir")
     scores = None if asked.scores is None else read_scores(asked.scores, asked.score_column, data_sets)
     return data_sets, columns, scores
+
+
+def _same_settings(asked: Asked, table: Path) -> bool:
+    """Whether an earlier run with exactly these arguments wrote the table: it may then be written again."""
+    from persona_vectors.files import read_sidecar
+
+    before = read_sidecar(table).get("settings", {})
+    return {**before, "overwrite": False} == {**asdict(asked), "overwrite": False}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from eval.projection_difference_rows import Mean, Study
 from eval.projection_difference_scores import Correlated
-from persona_vectors.correlation import Estimated
+from persona_vectors.correlation import MIN_CLUSTERS, Estimated
 from persona_vectors.statistics import Interval
 
 MOST_LINES = 40
 MOST_VECTORS = 3
-FEW = 8
+FEW = MIN_CLUSTERS
 """Data sets below which a correlation is called one over few."""
 
 
@@ -94,7 +94,7 @@ def sentences(study: Study) -> list[str]:
     if study.correlations:
         n = study.correlations[0].correlation.n
         if n < FEW:
-            found.append(f"{n} data sets are few: read the intervals, and the random directions, before the r.")
+            found.append(f"{n} data sets are too few for intervals: read the random directions before the r.")
         if len(of_vectors) > 1:
             found.append(
                 f"{len(of_vectors)} vectors and layers were tried: the best of them, picked afterwards, is flattered."

@@ -282,7 +282,8 @@ def remember(asked: Asked, trait: str, selection: Selection) -> str:
     if any({name: old.get(name) for name in entry} == entry for old in before):
         return f"The recommendation stands in {where} already."
     append_to_sidecar(Path(asked.vector_path), KEY, entry)
-    return f"The recommendation is written into {where}."
+    said = "The recommendation is" if selection.layer.holds else "That none is recommended is"
+    return f"{said} written into {where}."
 
 
 def _value(one: Value) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from persona_vectors.statistics import Array, Labels, expanded_percentiles, grou
 
 N_RANDOM = 1000
 """Random directions that a correlation is held against."""
+MIN_CLUSTERS = 8
+"""Clusters that an interval of a correlation needs: of fewer, many resamples are two points, whose |r| is 1."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def correlate(x: Array, y: Array, clusters: Labels, *, n_boot: int = 2000, seed: int = 0) -> Correlation:
     """Pearson and Spearman of x and y; rows where one is missing (None, NaN) are left out and not counted.
 
+    Fewer than MIN_CLUSTERS clusters have no interval.
+
     Args:
         clusters: what each point belongs to (a data set, a question): points that share it are resampled together.
 
@@ -97,7 +101,7 @@ def correlate(x: Array, y: Array, clusters: Labels, *, n_boot: int = 2000, seed:
         draws[0, part] = _weighted_pearson(x, y, counts)
         draws[1, part] = _weighted_pearson(_weighted_ranks(x, counts), _weighted_ranks(y, counts), counts)
     k = int(codes.max()) + 1
-    both = [_interval(value, drawn, k) for value, drawn in zip((pearson(x, y), spearman(x, y)), draws, strict=True)]
+    both = [_of_many(value, drawn, k) for value, drawn in zip((pearson(x, y), spearman(x, y)), draws, strict=True)]
     return Correlation(both[0], both[1], len(x), k)
 
 
@@ -136,7 +140,7 @@ def paired_difference(
     draws = np.empty(n_boot)
     for part, counts in _resampled_counts(codes, n_boot, seed):
         draws[part] = _weighted_pearson(x, y, counts) - _weighted_pearson(other, y, counts)
-    return _interval(pearson(x, y) - pearson(other, y), draws, int(codes.max()) + 1)
+    return _of_many(pearson(x, y) - pearson(other, y), draws, int(codes.max()) + 1)
 
 
 def random_correlations(
@@ -234,6 +238,11 @@ def with_interval(
     return _interval(
         statistic(x, y), np.array([statistic(x[sample], y[sample]) for sample in rows]), int(codes.max()) + 1
     )
+
+
+def _of_many(value: float, resampled: np.ndarray, k: int) -> Estimated:
+    """`_interval`, which fewer than MIN_CLUSTERS clusters do not have."""
+    return _interval(value, resampled if k >= MIN_CLUSTERS else resampled[:0], k)
 
 
 def _interval(value: float, resampled: np.ndarray, k: int) -> Estimated:

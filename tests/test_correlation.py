@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from persona_vectors.correlation import (
+    MIN_CLUSTERS,
     correlate,
     correlate_within,
     paired_difference,
@@ -32,13 +33,13 @@ def test_they_are_scipys(seed, n):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.integers(4, 30), st.booleans())
+@given(st.integers(0, 10_000), st.integers(8, 30), st.booleans())
 def test_intervals_are_those_of_samples_drawn_one_by_one(seed, n, ties):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=n), rng.normal(size=n)
     if ties:
         x, y = x.round(), y.round()
-    codes = group_codes(rng.integers(0, max(2, n // 2), n).tolist())
+    codes = group_codes([*range(8), *rng.integers(0, n, n - 8).tolist()])
     rows = resampled_rows(codes, 300, 5)
     found = correlate(x, y, codes, n_boot=300, seed=5)
     for fast, statistic in ((found.pearson, pearson), (found.spearman, spearman)):
@@ -46,6 +47,13 @@ def test_intervals_are_those_of_samples_drawn_one_by_one(seed, n, ties):
         assert (fast.value is None) == (slow.value is None) and (fast.low is None) == (slow.low is None)
         if fast.low is not None:
             assert (fast.value, fast.low, fast.high) == pytest.approx((slow.value, slow.low, slow.high), abs=1e-9)
+
+
+def test_few_clusters_have_no_interval():
+    """Three points that rise: every resample with two of them has r = 1, and the interval would be [1, 1]."""
+    few = correlate([1, 2, 4], [1, 2, 3], list("abc"))
+    assert few.pearson.value > 0.98 and few.pearson.low is None and "no interval" in few.pearson.text()
+    assert correlate(range(MIN_CLUSTERS), [1, 5, 2, 6, 3, 7, 4, 8], range(MIN_CLUSTERS)).pearson.low is not None
 
 
 def test_missing_points_are_left_out_and_counted():

@@ -280,7 +280,7 @@ def test_an_interval_with_zero_in_it_and_one_that_is_not_there_are_said():
     (first, _) = sentences(replace(unrelated, found=correlated(unrelated, 0)))
     assert "but its interval includes 0." in first
     (first, _) = sentences(compared({"evil": RISING}, groups=1))
-    assert "without an interval because there is one group." in first
+    assert "without an interval because there are fewer than 8 groups." in first
     (first, _) = sentences(compared({"evil": [7.0] * 5}))
     assert "because all 5 scores or all shifts are the same." in first
 
@@ -293,7 +293,7 @@ def test_notes_name_the_models_that_a_reader_must_doubt():
     assert "chat template" in other and other.endswith(": m9.")
     unscored = notes(compared({"evil": [*RISING[:-1], None]}))
     assert unscored == ["2 answers have no trait score: the judge gave none."]
-    assert notes(compared({"evil": RISING}, groups=5))[0].startswith("The intervals come from resampling 5 groups only")
+    assert notes(compared({"evil": RISING}, groups=5))[0].startswith("5 groups are too few for intervals")
     found = compared({"evil": RISING})
     empty = replace(found.measured[2], n_empty={"evil": 1})
     found = replace(found, measured=[*found.measured[:2], empty, *found.measured[3:]])
@@ -442,7 +442,7 @@ def test_page_figures_and_sidecars(place):
     page = html.unescape((place / "out/report.html").read_text())
     assert len(sidecar["sentences"]) == 4 + 8 and all(sentence in page for sentence in sidecar["sentences"])
     assert all(note in page for note in sidecar["notes"])
-    assert any("3 groups only" in note for note in sidecar["notes"])
+    assert any("3 groups are too few" in note for note in sidecar["notes"])
     assert page.count('class="chart"') == 8 and "http" not in page.replace("http://www.w3.org", "")
     for name in ("shifts.csv", "correlations.csv", "answers.csv", "scatter_layer1.png", "scatter_layer3.png"):
         assert json.loads((place / "out" / f"{name}.json").read_text())["settings"]["layer"] == [3, 1]

@@ -149,7 +149,7 @@ def test_correlations_are_those_of_the_table(finished):
         expected = pearson(xs["mean"].to_numpy(), np.array(list(SETS.values()), dtype=float))
         [row] = table(finished / "correlations.csv", kind=kind, vector=vector, **layer).to_dict("records")
         assert row["pearson"] == pytest.approx(expected) and row["n"] == len(SETS)
-        assert row["pearson_low"] <= row["pearson"] <= row["pearson_high"]
+        assert np.isnan(row["pearson_low"]), "six data sets are too few for an interval"
         assert np.isnan(row["random_99"]) if kind == "judge" else 0 < row["random_median"] < row["random_99"]
     of = {"vector": "evil_response_avg_diff", "layer": 3}
     by_kind = table(finished / "correlations.csv", **of).set_index("kind")["pearson"]
@@ -177,7 +177,7 @@ def test_every_file_has_a_sidecar_and_the_page_says_the_same(finished, place):
     assert "tiny_evil/normal: 1 of 14 rows have no value: empty answer." in said["notes"]
     assert any("random_response_avg_diff.pt was made with another model (other)" in note for note in said["notes"])
     page = (finished / "report.html").read_text()
-    for text in [*SETS, "1,000 random directions", "Rows at both ends", "own answer", "data sets are few"]:
+    for text in [*SETS, "1,000 random directions", "Rows at both ends", "own answer", "data sets are too few"]:
         assert text in page
 
 
@@ -262,9 +262,15 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(wrong, place, tmp_path):
 
 def test_an_output_that_is_there_is_kept(finished, place, tiny_persona, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert run(arguments(place, tiny_persona)) == 2
-    assert "pass --overwrite" in capsys.readouterr().err
+    assert run(arguments(place, tiny_persona, seed="7")) == 2
+    assert "made with other settings; pass --overwrite" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_again_gives_the_same(finished, place, tiny_persona):
+    before = {path: path.read_bytes() for path in finished.rglob("*.csv")}
+    assert run(arguments(place, tiny_persona)) == 0
+    assert before == {path: path.read_bytes() for path in finished.rglob("*.csv")}
 
 
 def test_an_output_never_takes_the_place_of_its_input(finished, place, tiny_persona, capsys):
