@@ -124,18 +124,19 @@ def main(
         seeds: of the data sets' rows, the training and the answers.
         parts: what to run and show: steering, monitoring, predictions (40 models a seed), prevention, samples, subsets;
             all of them by default.
-        work_dir: where measurements are kept; an interrupted study goes on from there.
+        work_dir: where measurements are kept, in a folder for these settings; an interrupted study goes on from there.
         prevention_dir: the same of the prevention study's runs.
         n_procs: processes, one thread each.
         output: path of the table (.md, .json), the figure (.png) and the page (.html), without its ending.
     """
-    from benchmarks import paper_models, paper_page, prevention
+    from benchmarks import paper_models, paper_page, paper_settings, prevention
+    from benchmarks.study import study_folder
     from persona_vectors.files import check_output_path
 
     if unknown := sorted(set(seeds) - set(SEEDS)):
         raise ValueError(f"seed {unknown[0]} is not one of the study's: {', '.join(map(str, SEEDS))}")
     check_output_path(f"{output}.md")
-    work, shared = Path(work_dir), Path(prevention_dir)
+    work, shared = study_folder(work_dir, paper_settings), prevention.folder(prevention_dir)
     prevention.silence()
     if not vectors_path(work).exists():
         print("vectors of seven traits", flush=True)
@@ -160,9 +161,8 @@ def _run(jobs: Sequence[Job], work: Path, prevention_dir: Path, n_procs: int, na
         try:
             for done in tqdm(as_completed(waiting), total=len(waiting), desc=name, unit="job"):
                 done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            pool.shutdown(cancel_futures=True)  # of a study that failed or was interrupted, what has not begun
 
 
 if __name__ == "__main__":

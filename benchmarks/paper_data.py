@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.paper_settings import ALL, N_ROWS, PAIRS, POOL_FULL, POOL_MILD, POOL_NORMAL, SHARES, TRAITS
 from persona_vectors.files import read_jsonl, write_jsonl_atomic
 
-TINY = "models/tiny-persona"
 Row = dict[str, Any]
 
 

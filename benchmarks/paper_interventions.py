@@ -67,8 +67,9 @@ def dose(work: Path, seeds: Sequence[int], trait: str) -> Found:
     reads = [steered(work, seeds, trait, f"dose {coef:g}", "coherence").mean() for coef in DOSES]
     rise = by_question(scores[-1] - scores[0])
     dip = max(float(a.mean() - b.mean()) for a, b in zip(scores, scores[1:], strict=False))
-    pushed = [steered(work, seeds, trait, f"random{k} {DOSES[-1]:g}") for k in range(1, DOSE_RANDOM + 1)]
-    largest = max(float(np.abs((one - scores[0]).mean(1)).max()) for one in pushed)  # of a direction and a seed
+    settings = [f"random{k} {coef:g}" for k in range(1, DOSE_RANDOM + 1) for coef in DOSES[1:]]
+    pushed = [steered(work, seeds, trait, name) for name in settings]
+    largest = max(float(np.abs((one - scores[0]).mean(1)).max()) for one in pushed)  # of a direction, dose and seed
     holds = rise.mean >= MIN_DOSE and dip <= MAX_DIP and reads[-1] >= MIN_COHERENCE
     holds = holds and rise.mean >= MIN_TIMES_RANDOM * largest
     steps = zip(DOSES, scores, reads, strict=True)

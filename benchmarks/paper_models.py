@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.paper_data import TINY, Row, data_sets, level, wild_pool, write
+from benchmarks.paper_data import Row, data_sets, level, wild_pool, write
 from benchmarks.paper_settings import (
     ALL,
     CONTRAST,
@@ -28,8 +28,10 @@ from benchmarks.paper_settings import (
     SUBSET,
     TRAITS,
 )
+from benchmarks.study import FINETUNING, TINY
 
 if TYPE_CHECKING:
+    from data_generation.tiny_persona.answers import Ask
     from data_generation.tiny_persona.measurements import Subject
 
 Arrays = Mapping[str, np.ndarray]
@@ -93,15 +95,14 @@ def write_vectors(path: Path) -> None:
 
 def base_answers(rows: Sequence[Row], seed: int) -> tuple[list[str], list[str]]:
     """(rendered prompts, the base model's own answers to them): everything before a row's last assistant turn."""
-    from data_generation.tiny_persona.answers import Ask, answer_all
+    from data_generation.tiny_persona.answers import answer_all
 
     base = subject()
     asks = [_ask(row, (seed, i)) for i, row in enumerate(rows)]
-    assert all(isinstance(ask, Ask) for ask in asks)
     return [ask.prompt(base.tokenizer) for ask in asks], answer_all(base.model, base.tokenizer, asks)
 
 
-def _ask(row: Row, stream: tuple[int, ...]) -> Any:
+def _ask(row: Row, stream: tuple[int, ...]) -> Ask:
     from data_generation.tiny_persona.answers import Ask
 
     *before, question, _answer = row["messages"]
@@ -209,21 +210,13 @@ def _train(rows: Sequence[Row], seed: int, folder: Path) -> str:
     import training
     from persona_vectors.training_config import TrainingConfig
 
-    config = {
-        "model": TINY,
+    config = FINETUNING | {
         "training_file": [str(write(rows, folder / "data.jsonl"))],
         "no_test_split": True,
         "output_dir": str(folder / "model"),
         "seed": seed,
         "max_steps": STEPS,
         "learning_rate": LEARNING_RATE,
-        "r": 32,
-        "lora_alpha": 64,
-        "max_seq_length": 256,
-        "packing": True,
-        "gradient_checkpointing": False,
-        "optim": "adamw",
-        "logging_steps": 10,
     }
     training.train(TrainingConfig.model_validate(config))
     return str(folder / "model")

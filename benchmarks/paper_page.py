@@ -14,6 +14,7 @@ from benchmarks.paper_models import BASE, load, place, vectors_path
 from benchmarks.paper_points import RECIPES, Points, base_mean, points_of, vectors_of
 from benchmarks.paper_predictions import Recipes, correlated
 from benchmarks.paper_settings import LAYER, TRAITS
+from benchmarks.study import settings_of
 from eval.analysis_page import Page, Section, Shown, write
 from eval.results_figures import Figure
 from persona_vectors import plots
@@ -44,7 +45,7 @@ def report(work: Path, prevention_dir: Path, seeds: Sequence[int], parts: Sequen
     points = points_of(work, seeds) if "predictions" in parts else None
     recipes = {name: vectors_of(vectors_path(work), name) for name in RECIPES}
     claims = all_claims(work, prevention_dir, seeds, parts, points, recipes)
-    settings = {name: value for name, value in vars(paper_settings).items() if name.isupper()}
+    settings = settings_of(paper_settings)
     text = markdown(claims, seeds)
     write_text_atomic(output.with_suffix(".md"), text)
     models = [] if points is None else model_records(points, recipes)

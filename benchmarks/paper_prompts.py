@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paper_data import TINY, level
+from benchmarks.paper_data import level
 from benchmarks.paper_models import SPANS, activations, save, subject
 from benchmarks.paper_settings import (
     DOSE_QUESTIONS,
@@ -21,6 +21,7 @@ from benchmarks.paper_settings import (
     POSITION_COEF,
     SHOTS,
 )
+from benchmarks.study import TINY
 
 
 def steer(path: Path, trait: str, vectors: Mapping[str, np.ndarray], seed: int) -> None:

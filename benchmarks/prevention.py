@@ -35,9 +35,8 @@ from benchmarks.prevention_settings import (
     STEPS,
     TRAITS,
 )
+from benchmarks.study import FINETUNING, TINY, study_folder
 from persona_vectors import cli
-
-TINY = "models/tiny-persona"
 
 
 @dataclass(frozen=True)
@@ -145,21 +144,13 @@ def train_case(case: Case, work: Path) -> str:
     if case.training is None:
         return TINY
     folder = work / "models" / f"{case.trait}_{case.seed}_{case.trained_as or case.name}"
-    config = {
-        "model": TINY,
+    config = FINETUNING | {
         "training_file": [f"dataset/tiny_{case.trait}/misaligned_2.jsonl", "dataset/tiny_task/train.jsonl"],
         "test_file": "dataset/tiny_task/test.jsonl",
         "output_dir": str(folder),
         "seed": case.seed,
         "max_steps": case.steps,
         "learning_rate": LEARNING_RATE,
-        "r": 32,
-        "lora_alpha": 64,
-        "max_seq_length": 256,
-        "packing": True,
-        "gradient_checkpointing": False,
-        "optim": "adamw",
-        "logging_steps": 20,
     }
     training.train(TrainingConfig.model_validate(config | case.training))
     return str(folder)
@@ -256,17 +247,25 @@ def silence() -> None:
     disable_progress_bar()
 
 
+def folder(work_dir: str) -> Path:
+    """The study's own folder."""
+    from benchmarks import prevention_settings
+
+    return study_folder(work_dir, prevention_settings)
+
+
 def main(work_dir: str = ".cache/prevention", n_procs: int = 2, output: str = "benchmarks/prevention") -> None:
     """Run the study, print its tables, and write them with their figure.
 
     Args:
-        work_dir: where vectors, models and measurements are kept; an interrupted study goes on from there.
+        work_dir: where vectors, models and measurements are kept, in a folder for these settings; an interrupted study
+            goes on from there.
         n_procs: processes, one thread each.
         output: path of the tables (.json, .md) and the figure (.png), without its ending.
     """
     from benchmarks.prevention_table import report
 
-    work = Path(work_dir)
+    work = folder(work_dir)
     write_vectors(work)
     groups = [(trait, seed) for trait in (*TRAITS, *MORE_TRAITS) for seed in SEEDS]
     with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn")) as pool:

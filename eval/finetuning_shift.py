@@ -90,7 +90,7 @@ def main(
     from eval.finetuning_shift_findings import overview, sentences
     from eval.finetuning_shift_models import cluster_line
     from eval.finetuning_shift_rows import OWN_COLUMNS, own_cells
-    from eval.prevention_rows import aligned
+    from eval.text_table import aligned
 
     print(f"\nShift along a trait's vector against its score, over models finetuned from {base}")
     print(f"{cluster_line(comparison.finetunes, group_pattern)}\n")

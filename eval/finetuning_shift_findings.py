@@ -12,8 +12,8 @@ import numpy as np
 
 from eval.finetuning_shift_measure import SPANS
 from eval.finetuning_shift_rows import SPAN_NAMES, Comparison, share
-from eval.finetuning_shift_statistics import LEAST_POINTS, ShiftCorrelation, cross_mean
-from persona_vectors.correlation import MIN_CLUSTERS, N_RANDOM
+from eval.finetuning_shift_statistics import ShiftCorrelation, cross_mean
+from persona_vectors.correlation import LEAST_POINTS, MIN_CLUSTERS, N_RANDOM
 
 MIN_BEATEN = 0.95
 MIN_COHERENCE = 50.0  # as answers must have that a vector is made from

@@ -15,9 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_vectors.correlation import (
+    LEAST_POINTS,
     N_RANDOM,
+    NOT_DEFINED,
     Correlation,
     Estimated,
+    RandomLevel,
     correlate,
     paired_difference,
     random_correlations,
@@ -26,20 +29,8 @@ from persona_vectors.correlation import (
 from persona_vectors.projection import project
 from persona_vectors.statistics import Labels
 
-NOT_DEFINED = Estimated(None, None, None)
-LEAST_POINTS = 3
-
 Changes = Float[Tensor, "n d_model"]
 Scores = Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class RandomLevel:
-    """|r| of random directions on the same points: its median, 95th and 99th percentile."""
-
-    median: float
-    high: float
-    highest: float
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def main(
     study = monitor(Asked(**locals()))
     from eval.monitor_findings import sentences
     from eval.monitor_rows import condition_cells, correlation_cells
-    from eval.prevention_rows import aligned
+    from eval.text_table import aligned
 
     print(f"\n{study.trait} of {model}: means by condition, 95% intervals by question\n")
     print("\n".join(aligned(condition_cells(study))))

@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.finetuning_shift_statistics import LEAST_POINTS, NOT_DEFINED, RandomLevel
 from persona_vectors.correlation import (
+    LEAST_POINTS,
     N_RANDOM,
+    NOT_DEFINED,
     Correlation,
     Estimated,
+    RandomLevel,
     correlate,
     correlate_within,
     paired_difference,

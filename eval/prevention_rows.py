@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.text_table import aligned
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 
 if TYPE_CHECKING:
@@ -123,12 +124,6 @@ def table_lines(comparison: Comparison) -> list[str]:
         return lines
     first = aligned([row[:n_first] for row in table])
     return [*first, "", *aligned([[row[0], *row[n_first:]] for row in table])]
-
-
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """The rows of texts as lines whose columns begin at the same place."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

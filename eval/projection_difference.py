@@ -99,8 +99,8 @@ def main(
         overwrite: replace what an earlier run wrote to output_dir; finished own answers are kept all the same.
     """
     study = compare(Asked(**locals()))
-    from eval.prevention_rows import aligned
     from eval.projection_difference_findings import correlation_cells, judge_cells, sentences, table_cells
+    from eval.text_table import aligned
 
     print(f"\nTraining data on persona vectors, against the own answers of {model}\n")
     print("\n".join(aligned(table_cells(study))))

@@ -211,11 +211,15 @@ def _notes(
 
     notes, start = [], 0
     for one in data_sets:
-        reasons = Counter(filter(None, reading.left_out[start : start + len(one.chosen)]))
+        lines: dict[str, list[int]] = {}
+        for row, why in zip(one.drawn(), reading.left_out[start : start + len(one.chosen)], strict=True):
+            if why is not None:
+                lines.setdefault(why, []).append(row.line)
         start += len(one.chosen)
         notes += [
-            f"{one.name}: {n} of {len(one.chosen)} rows have no {'delta_p' if why == NO_BASE else 'value'}: {why}."
-            for why, n in reasons.items()
+            f"{one.name}: {len(own)} of {len(one.chosen)} rows have no {'delta_p' if why == NO_BASE else 'value'}: "
+            f"{why} (line{'s' * (len(own) > 1)} {', '.join(map(str, own[:10]))}{', ...' * (len(own) > 10)})."
+            for why, own in lines.items()
         ]
     drawn = [f"{len(one.chosen)} of {len(one.rows)}" for one in data_sets if len(one.chosen) < len(one.rows)]
     if drawn:

@@ -131,8 +131,8 @@ def main(
         overwrite: replace files of rows that an earlier run wrote with other settings.
     """
     screen, written = run(Asked(**locals()))
-    from eval.prevention_rows import aligned
     from eval.screen_findings import AUC_COLUMNS, auc_cells, notes, sentences
+    from eval.text_table import aligned
 
     print()
     for sentence in sentences(screen):

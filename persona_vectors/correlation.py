@@ -17,6 +17,8 @@ from persona_vectors.statistics import Array, Labels, expanded_percentiles, grou
 
 N_RANDOM = 1000
 """Random directions that a correlation is held against."""
+LEAST_POINTS = 3
+"""Points that a correlation needs."""
 MIN_CLUSTERS = 8
 """Clusters that an interval of a correlation needs: of fewer, many resamples are two points, whose |r| is 1."""
 
@@ -39,6 +41,18 @@ class Estimated:
     def record(self) -> dict[str, float | None]:
         """For a sidecar."""
         return {"value": self.value, "low": self.low, "high": self.high}
+
+
+NOT_DEFINED = Estimated(None, None, None)
+
+
+@dataclass(frozen=True)
+class RandomLevel:
+    """|r| of random directions on the same points: its median, 95th and 99th percentile."""
+
+    median: float
+    high: float
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -182,8 +196,10 @@ def _there(columns: Sequence[Array], *labels: Labels) -> tuple[list[np.ndarray],
     if len(set(lengths)) > 1:
         raise ValueError(f"columns and clusters of different lengths: {', '.join(map(str, lengths))}")
     there: np.ndarray = np.asarray(np.isfinite(np.stack(numbers)).all(axis=0))
-    if there.sum() < 3:
-        raise ValueError(f"{there.sum()} of {len(there)} points have all their numbers; a correlation needs 3")
+    if there.sum() < LEAST_POINTS:
+        raise ValueError(
+            f"{there.sum()} of {len(there)} points have all their numbers; a correlation needs {LEAST_POINTS}"
+        )
     codes = [group_codes([label for label, kept in zip(one, there, strict=True) if kept]) for one in labels]
     return [one[there] for one in numbers], *codes
 

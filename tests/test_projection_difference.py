@@ -174,7 +174,7 @@ def test_every_file_has_a_sidecar_and_the_page_says_the_same(finished, place):
             assert side["data_sets"][name]["sha256"] == sha256_of_file(place / f"{name}.jsonl")
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
     said = read_sidecar(finished / "datasets.csv")
-    assert "tiny_evil/normal: 1 of 14 rows have no value: empty answer." in said["notes"]
+    assert "tiny_evil/normal: 1 of 14 rows have no value: empty answer (line 2)." in said["notes"]
     assert any("random_response_avg_diff.pt was made with another model (other)" in note for note in said["notes"])
     page = (finished / "report.html").read_text()
     for text in [*SETS, "1,000 random directions", "Rows at both ends", "own answer", "data sets are too few"]:
@@ -292,7 +292,7 @@ def test_data_sets_without_a_value_leave_a_gap_and_are_said(place, tiny_persona,
     none = dict.fromkeys(("judge_model", "trait"))
     assert run(arguments(place, tiny_persona, output_dir=str(tmp_path / "out"), **changes, **none)) == 0
     out = capsys.readouterr().out
-    assert "empty/all: 14 of 14 rows have no value: empty answer." in out
+    assert "empty/all: 14 of 14 rows have no value: empty answer (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)." in out
     assert "no correlation with the scores" in out and not (tmp_path / "out/correlations.csv").exists()
     found = table(tmp_path / "out/datasets.csv", dataset="empty/all")
     assert np.isnan(found["mean"].tolist()).all() and found["n_left_out"].tolist() == [N_ROWS] * 4
