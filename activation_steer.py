@@ -38,7 +38,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from persona_vectors import interventions
-from persona_vectors.blocks import decoder_blocks, hidden_of, hidden_size, inner_decoder, model_label, with_hidden
+from persona_vectors.blocks import (
+    decoder_blocks,
+    hidden_of,
+    hidden_size,
+    inner_decoder,
+    model_label,
+    watch_hooks,
+    with_hidden,
+)
 from persona_vectors.interventions import PerRow
 
 log = logging.getLogger(__name__)
@@ -165,7 +173,7 @@ class SteeringHandle:
         decoder, blocks = inner_decoder(model), decoder_blocks(model)
         self._argument_names = tuple(inspect.signature(decoder.forward).parameters)
         self._positions = sorted({step.positions for step in self._plan} - {"all"})
-        _make_compiled_code_watch_hooks()
+        watch_hooks()
         try:
             if self._positions:
                 self._hooks.append(decoder.register_forward_pre_hook(self._learn_positions, with_kwargs=True))
@@ -207,15 +215,6 @@ class SteeringHandle:
                 "their positions are unknown; call the whole model, and backward before the next forward pass"
             )
         return mask
-
-
-def _make_compiled_code_watch_hooks() -> None:
-    """From now on compiled code is recompiled when hooks come or go; what was compiled before is dropped, once."""
-    import torch._dynamo as dynamo
-
-    if dynamo.config.skip_nnmodule_hook_guards:
-        dynamo.config.skip_nnmodule_hook_guards = False
-        dynamo.reset()
 
 
 class _Steerer:

@@ -221,3 +221,12 @@ def device_of(model: nn.Module) -> torch.device:
     get_embeddings = getattr(base, "get_input_embeddings", None)
     embeddings = get_embeddings() if callable(get_embeddings) else None
     return next((embeddings if isinstance(embeddings, nn.Module) else base).parameters()).device
+
+
+def watch_hooks() -> None:
+    """From now on compiled code is recompiled when hooks come or go; what was compiled before is dropped, once."""
+    import torch._dynamo as dynamo
+
+    if dynamo.config.skip_nnmodule_hook_guards:
+        dynamo.config.skip_nnmodule_hook_guards = False
+        dynamo.reset()
