@@ -118,6 +118,8 @@ class TrainingConfig(BaseModel):
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: bool = True
+    bias_only: bool = False
+    """train nothing but a bias at the target modules' outputs (r and lora_alpha then mean nothing)"""
     # steering and its alternatives
     steering_config: SteeringConfig | None = None
     enable_steering_during_training: bool = False
@@ -170,6 +172,8 @@ class TrainingConfig(BaseModel):
             raise ValueError("steering type penalty compares with the base model, so it needs is_peft: true")
         if self.load_in_4bit and not self.is_peft:
             raise ValueError("load_in_4bit trains an adapter on a quantised model, so it needs is_peft: true")
+        if self.bias_only and (not self.is_peft or self.save_merged or self.backend == "unsloth"):
+            raise ValueError("bias_only needs is_peft true, save_merged false and backend transformers")
         if self.save_merged and not self.is_peft:
             raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
         if self.test_file is not None and self.no_test_split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from persona_vectors.models import check_4bit, load_config, load_model, resolve_model
@@ -67,7 +68,13 @@ def with_lora(model: PreTrainedModel, config: TrainingConfig) -> Any:
     if config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
     torch.manual_seed(config.seed)
-    return get_peft_model(model, LoraConfig(**_lora(config), task_type="CAUSAL_LM"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # a module without a bias gets one
+        wrapped = get_peft_model(model, LoraConfig(**_lora(config), task_type="CAUSAL_LM"))
+    if config.bias_only:
+        for name, parameter in wrapped.named_parameters():
+            parameter.requires_grad_(".lora_B." in name and name.endswith(".bias"))  # B stays 0, so A does nothing
+    return wrapped
 
 
 def _linear(model: PreTrainedModel) -> str:
@@ -78,6 +85,7 @@ def _linear(model: PreTrainedModel) -> str:
 
 
 def _lora(config: TrainingConfig) -> dict[str, Any]:
+    only_bias = {"r": 1, "lora_alpha": 1, "use_rslora": False, "lora_bias": True} if config.bias_only else {}
     return {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
@@ -85,7 +93,7 @@ def _lora(config: TrainingConfig) -> dict[str, Any]:
         "bias": config.lora_bias,
         "target_modules": list(config.target_modules),
         "use_rslora": config.use_rslora,
-    }
+    } | only_bias
 
 
 def _load_unsloth(config: TrainingConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -18,6 +18,7 @@ RECORD = "training.json"
 FIRST_LOSS = "held_out_loss_before"
 WITHOUT_EFFECT = ("output_dir", "logging_steps", "save_steps", "eval_steps", "save_merged", "finetuned_model_id")
 WITHOUT_EFFECT += ("push_to_hub", "merge_before_push", "push_to_private")
+ADDED_LATER = ("bias_only",)  # counts only where it is used, so that earlier runs stay what they are
 _CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
@@ -38,6 +39,7 @@ class RunState:
 def run_key(config: TrainingConfig, world: int) -> dict[str, Any]:
     """Everything that determines the weights: settings, and the contents of model, data and vector files."""
     settings = {name: value for name, value in config.model_dump().items() if name not in WITHOUT_EFFECT}
+    settings = {name: value for name, value in settings.items() if value or name not in ADDED_LATER}
     files = [*config.training_files, *([config.test_file] if config.test_file else [])]
     files += config.steering.paths if config.steering else []
     contents = {path: sha256_of_file(path) for path in files}
