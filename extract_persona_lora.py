@@ -24,6 +24,7 @@ Variant = Literal["contrastive", "non_contrastive", "bias"]
 NAMES = {"contrastive": "lora_diff", "non_contrastive": "lora_pos", "bias": "bias_diff"}
 FILES = {"pos": "misaligned_2.jsonl", "neg": "normal.jsonl"}
 CONFIGS = Path("configs")
+ROUNDING = 1e-6  # of equal changes' difference, whose square is 0 but for the last bits
 
 
 def main(
@@ -128,7 +129,7 @@ def train_persona_lora(
     import training
     from persona_vectors.training_data import family_of
     from persona_vectors.training_model import check_model
-    from persona_vectors.training_run import run_key, run_state
+    from persona_vectors.training_run import processes, run_key, run_state
 
     settings = config or persona_config(model)
     family = Path(dataset) / family_of(trait, model, dataset)
@@ -139,7 +140,9 @@ def train_persona_lora(
     _compare_rows(runs)
     for run in runs.values():
         check_model(run)
-        run_state(run, run_key(run, 1), overwrite)  # refuses another run's folder before the first side is trained
+        run_state(
+            run, run_key(run, processes()[0]), overwrite
+        )  # refuses another run's folder before the first side is trained
     folders = {}
     for side, run in runs.items():
         print(f"\n== {side}: {run.training_file} -> {run.output_dir}", flush=True)
@@ -184,12 +187,11 @@ def compute_persona_lora_diff(pos: WeightDirection | str | Path, neg: WeightDire
         if not norm(side) > 0:
             raise ValueError(f"{name} adapter {side.record.get('adapter', '')} changes nothing: its weights are zero")
     found = difference(pos, neg)
-    if not norm(found) > 0:
+    if norm(found) <= ROUNDING * norm(pos):
         raise ValueError("pos and neg changed the weights in the same way, so their difference is zero")
     record = {
         "sides": {"pos": dict(pos.record), "neg": dict(neg.record)},
-        "norms": {"diff": norm(found), "pos": norm(pos), "neg": norm(neg)},
-        "cosine_pos_neg": cosine(pos, neg),
+        "all_layers": {"norm": norm(found), "norm_pos": norm(pos), "norm_neg": norm(neg), "cosine": cosine(pos, neg)},
     }
     return replace(found, record=record)
 
@@ -335,7 +337,7 @@ def _direction(job: Job, variant: Variant) -> WeightDirection:
         found = compute_persona_lora_diff(*folders)
     else:
         pos = extract_lora_weights(folders[0])
-        found = replace(pos, record={"sides": {"pos": dict(pos.record)}, "norms": {"diff": norm(pos)}})
+        found = replace(pos, record={"sides": {"pos": dict(pos.record)}, "all_layers": {"norm": norm(pos)}})
     whole = norm(found)
     if job.layers:
         found = at_layers(found, job.layers)
@@ -365,13 +367,14 @@ def _write(job: Job, variant: Variant, direction: WeightDirection, rank: int | N
     from persona_vectors.weight_files import save_adapter, save_factors
 
     folder = job.folder / f"{job.trait}_{NAMES[variant]}"
+    _say_other(folder, direction)
     save_adapter(direction, folder)
     save_factors(direction, folder.with_suffix(".pt"))
     told = direction.record
-    cosine = f", cosine of pos and neg {told['cosine_pos_neg']:.3f}" if "cosine_pos_neg" in told else ""
+    whole = ", ".join(f"{name.replace('_', ' of ')} {value:.4g}" for name, value in told["all_layers"].items())
     print(
         f"saved {folder}/ and .pt: {len(direction.modules)} modules, rank {direction.rank}"
-        f"{', biases' if direction.has_bias else ''}, norm {norm(direction):.4g}{cosine}"
+        f"{', biases' if direction.has_bias else ''}, norm {norm(direction):.4g} (all layers: {whole})"
     )
     if rank is not None and direction.rank:
         kept, residuals = truncate(direction, rank)
@@ -388,6 +391,18 @@ def _write(job: Job, variant: Variant, direction: WeightDirection, rank: int | N
             f"of the worst module ({worst})"
         )
     return folder
+
+
+def _say_other(folder: Path, direction: WeightDirection) -> None:
+    """Says which directions of the same name were made from other adapters or layers, and what becomes of them."""
+    from persona_vectors.files import read_sidecar
+
+    for path in sorted(folder.parent.glob(f"{folder.name}*.pt")):
+        told = read_sidecar(path)
+        if any(told.get(key) != direction.record[key] for key in ("sides", "layers")):
+            fate = "is replaced" if path.stem == folder.name else "stays; it no longer belongs to the others here"
+            layers = ", ".join(map(str, told.get("layers", []))) or "unknown"
+            print(f"note: {path} of other adapters or layers (its layers: {layers}) {fate}")
 
 
 def _look(job: Job, variant: Variant, direction: WeightDirection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +48,8 @@ def look_inside(
     """
     modules = find_modules(model, direction)
     sizes = {name: size**2 for name, size in norms(direction).items()}
-    entries = {name: float(one.shape[0] * one.shape[1]) for name, one in direction.modules.items()}
+    entries = {name: one.shape[0] * (one.shape[1] if one.rank else 1) for name, one in direction.modules.items()}
+    sides = [replace(side, modules={n: m for n, m in side.modules.items() if n in sizes}) for side in sides]
     ranks = analyze_lora_singular_values(direction) if direction.rank else {}
     found: dict[str, Any] = {"norm": sum(sizes.values()) ** 0.5, "rank": direction.rank}
     for title, key in (("by_layer", _layer), ("by_module_type", _kind)):
@@ -72,11 +74,12 @@ def _kind(name: str) -> str:
 def _grouped(
     key: Callable[[str], str],
     sizes: Mapping[str, float],
-    entries: Mapping[str, float],
+    entries: Mapping[str, int],
     ranks: Mapping[str, Mapping[str, Any]],
     cosines: Mapping[str, float],
 ) -> dict[str, dict[str, float | None]]:
-    """For each group of modules: its share of the squared norm and of the weights' entries, and its effective rank."""
+    """Each group's share of the squared norm and of the entries that could change (its even share), its modules'
+    mean effective rank, and the cosine of the two sides' changes there."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sizes:
         groups[key(name)].append(name)
@@ -146,7 +149,7 @@ def _main_output(module: LowRank) -> tuple[Float[Tensor, " d_out"], float, str]:
 
 
 def _reader(model: PreTrainedModel) -> Callable[[Tensor], Float[Tensor, " vocab"]] | None:
-    """What a residual direction of unit length adds to each token's logit, up to the norm's scale and a constant."""
+    """read(u): each token's logit, less their mean, where the residual stream is u alone at root mean square 1."""
     base: Any = unwrap(model)
     head = base.get_output_embeddings()
     decoder = inner_decoder(base)
@@ -181,11 +184,8 @@ def look_table(found: Mapping[str, Any]) -> str:
     for title, name in (("by_layer", "layer"), ("by_module_type", "module type")):
         rows = [[name, "share of norm²", "of entries", "effective rank", "cosine pos, neg"]]
         for group, one in found[title].items():
-            cells = [_number(one[key], ".1f") for key in ("effective_rank",)]
-            rows.append(
-                [group, f"{one['share']:.1%}", f"{one['share_of_entries']:.1%}", *cells]
-                + [_number(one["cosine_pos_neg"], ".3f")]
-            )
+            told = [_number(one["effective_rank"], ".1f"), _number(one["cosine_pos_neg"], ".3f")]
+            rows.append([group, f"{one['share']:.1%}", f"{one['share_of_entries']:.1%}", *told])
         lines += [*aligned(rows), ""]
     tokens = found["tokens"]
     if not tokens["modules"]:
@@ -212,7 +212,7 @@ def _shown(token: str) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 def look_png(found: Mapping[str, Any], title: str) -> Figure:
@@ -224,16 +224,17 @@ def look_png(found: Mapping[str, Any], title: str) -> Figure:
         groups = found[key]
         axis.bar(range(len(groups)), [one["share"] for one in groups.values()], color=VECTOR, label="share of norm²")
         even = [one["share_of_entries"] for one in groups.values()]
-        axis.plot(range(len(groups)), even, "s", color=RANDOM, markersize=4, label="share of the weights' entries")
+        axis.plot(range(len(groups)), even, "s", color=RANDOM, markersize=4, label="share of the entries")
         _ticks(axis, list(groups), slanted=key != "by_layer")
-        axis.set(xlabel=name, ylim=(0, None))
+        axis.set(xlabel=name, ylim=(0, 1.35 * max(*even, *(one["share"] for one in groups.values()))))
     axes[0].set_ylabel("share")
-    axes[0].legend(frameon=False, fontsize=8, loc="best")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper right")
     if found["rank"]:
         layers = found["by_layer"]
-        axes[2].plot(range(len(layers)), [one["effective_rank"] for one in layers.values()], "o-", color=VECTOR)
+        ranks = [one["effective_rank"] for one in layers.values()]
+        axes[2].plot(range(len(layers)), ranks, "o-", color=VECTOR)
         _ticks(axes[2], list(layers), slanted=False)
-        axes[2].set(xlabel="layer", ylabel=f"effective rank (of {found['rank']})", ylim=(0, None))
+        axes[2].set(xlabel="layer", ylabel=f"effective rank (of {found['rank']})", ylim=(0, 1.1 * max(ranks)))
     figure.suptitle(title, fontsize=10)
     return figure
 
