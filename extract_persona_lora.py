@@ -10,6 +10,7 @@ same settings, initialisation and order of rows, so that D is what the answers' 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,14 +79,14 @@ def main(
         _check_there(job)
     else:
         settings = persona_config(model, config, seed)
-        for kind in dict.fromkeys(variant == "bias" for variant in job.variants):
-            changes = {"bias_only": True, "learning_rate": bias_learning_rate} if kind else {}
-            train_persona_lora(model, trait, job.folder, _with(settings, changes), dataset, overwrite)
+        bias = {"bias_only": True, "learning_rate": bias_learning_rate}
+        for changes in ({}, bias):
+            own = [variant for variant in job.variants if (variant == "bias") == bool(changes)]
+            sides = ("pos",) if own == ["non_contrastive"] else ("pos", "neg")
+            if own:
+                train_persona_lora(model, trait, job.folder, _with(settings, changes), dataset, overwrite, sides)
     for variant in job.variants:
-        direction = _direction(job, variant)
-        folder = _write(job, variant, direction, rank)
-        if look:
-            _look(job, variant, direction)
+        folder = _make(job, variant, rank, look)
         print(
             f"next: python eval_lora_persona.py --model {model} --trait {trait} --lora_diff_path {folder} "
             f"--lora_coef -1 0 1 --output_path eval_persona_eval/{Path(model).name}/{folder.name}.csv"
@@ -111,8 +112,9 @@ def train_persona_lora(
     config: TrainingConfig | None = None,
     dataset: str | Path = "dataset",
     overwrite: bool = False,
+    sides: Sequence[str] = ("pos", "neg"),
 ) -> dict[str, Path]:
-    """The folders of the trait's finished adapters, {"pos", "neg"}: the same training but for the answers.
+    """The folders of the trait's finished adapters, by side: the same training but for the answers.
 
     Both begin from the same initialisation (one seed) and read rows of the same numbers in the same order, if their
     files have equally many rows; where they have not, that is said. A finished side is not trained again.
@@ -120,6 +122,7 @@ def train_persona_lora(
     Args:
         config: its model, training_file and output_dir are replaced; None is the model's default settings. With
             bias_only the folders are pos_bias and neg_bias, otherwise pos_lora and neg_lora.
+        sides: which of them.
 
     Raises:
         ValueError: no data for the trait, or settings or folders that do not fit, before anything is trained.
@@ -134,10 +137,11 @@ def train_persona_lora(
     settings = config or persona_config(model)
     family = Path(dataset) / family_of(trait, model, dataset)
     runs = {}
-    for side, file in FILES.items():
-        changes = {"model": model, "training_file": str(family / file)}
+    for side in sides:
+        changes = {"model": model, "training_file": str(family / FILES[side])}
         runs[side] = _with(settings, {**changes, "output_dir": str(_side(output_dir, side, settings.bias_only))})
-    _compare_rows(runs)
+    if len(runs) == 2:
+        _compare_rows(runs)
     for run in runs.values():
         check_model(run)
         run_state(
@@ -175,11 +179,12 @@ def compute_persona_lora_diff(pos: WeightDirection | str | Path, neg: WeightDire
     Raises:
         ValueError: they belong to different base models, or a module's shape differs, or the difference is zero.
     """
+    from persona_vectors.weight_adapters import same_model
     from persona_vectors.weight_direction import cosine, difference, norm
 
     sides = {"pos": pos, "neg": neg}
     pos, neg = (extract_lora_weights(one) if isinstance(one, (str, Path)) else one for one in (pos, neg))
-    if not _same_model(pos.base, neg.base):
+    if not same_model(pos.base, neg.base):
         raise ValueError(
             f"the adapters belong to different models: pos to {pos.base}, neg to {neg.base}; expected one base"
         )
@@ -276,43 +281,10 @@ def _sides(job: Job, variant: Variant) -> list[Path]:
 
 def _check_there(job: Job) -> None:
     """A ValueError for an adapter that is missing, unfinished, or of another model than the job's."""
-    from persona_vectors.models import fingerprint
-    from persona_vectors.weight_files import read_adapter_config
+    from persona_vectors.weight_adapters import check_adapter
 
     for folder in dict.fromkeys(path for variant in job.variants for path in _sides(job, variant)):
-        if not (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"--skip_training needs the adapter {folder}, which is not there; run without --skip_training"
-            )
-        base = str(read_adapter_config(folder).get("base_model_name_or_path") or "")
-        if not _same_model(base, job.model):
-            raise ValueError(f"{folder} is an adapter of {base or 'an unnamed model'}; expected one of {job.model}")
-        told = _training(folder)
-        if told.get("state", "finished") != "finished":
-            raise ValueError(f"the training of {folder} was interrupted; run without --skip_training to go on with it")
-        trained_on = told.get("key", {}).get("model")
-        if trained_on is not None and trained_on != fingerprint(job.model):
-            raise ValueError(f"{job.model} has changed since {folder} was trained on it; train again with --overwrite")
-
-
-def _same_model(one: str, other: str) -> bool:
-    """Whether two names mean models of the same content."""
-    from persona_vectors.models import fingerprint
-
-    if one == other:
-        return True
-    try:
-        return fingerprint(one) == fingerprint(other)
-    except (ValueError, OSError):
-        return False
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """How the adapter was trained, as its folder says; {} for one made elsewhere."""
-    import json
-
-    path = folder / "training.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        check_adapter(folder, job.model)
 
 
 def _compare_rows(runs: dict[str, TrainingConfig]) -> None:
@@ -327,9 +299,26 @@ def _compare_rows(runs: dict[str, TrainingConfig]) -> None:
     print(f"{len(pos)} rows a side; {same} ask the same in both")
 
 
+def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> Path:
+    """The folder of the variant's direction, written with all that was asked for beside it."""
+    from eval.weight_outputs import write_direction, write_look, write_truncated
+
+    direction = _direction(job, variant)
+    folder = job.folder / f"{job.trait}_{NAMES[variant]}"
+    write_direction(direction, folder)
+    if rank is not None and direction.rank:
+        write_truncated(direction, folder, rank)
+    if look:
+        base = job.folder / ("look_inside" if variant == "contrastive" else f"look_inside_{NAMES[variant]}")
+        sides = [extract_lora_weights(path) for path in _sides(job, variant)]
+        write_look(direction, sides, base, {"trait": job.trait, "variant": variant})
+    return folder
+
+
 def _direction(job: Job, variant: Variant) -> WeightDirection:
     """The variant's direction from its adapters, restricted to the job's layers, with its record."""
     from persona_vectors.models import fingerprint
+    from persona_vectors.weight_adapters import training_of
     from persona_vectors.weight_direction import at_layers, norm
 
     folders = _sides(job, variant)
@@ -339,6 +328,8 @@ def _direction(job: Job, variant: Variant) -> WeightDirection:
         pos = extract_lora_weights(folders[0])
         found = replace(pos, record={"sides": {"pos": dict(pos.record)}, "all_layers": {"norm": norm(pos)}})
     whole = norm(found)
+    if not whole > 0:
+        raise ValueError(f"adapter {folders[0]} changes nothing: its weights are zero")
     if job.layers:
         found = at_layers(found, job.layers)
         if not norm(found) > 0:
@@ -348,79 +339,9 @@ def _direction(job: Job, variant: Variant) -> WeightDirection:
         **{"trait": job.trait, "variant": variant, "rank": found.rank, "layers": found.layers},
         **{"model": {"name": job.model, "fingerprint": fingerprint(job.model)}, **found.record},
         "norm": norm(found),
-        "training": {path.name: _told(path) for path in folders},
+        "training": {path.name: training_of(path) for path in folders},
     }
     return replace(found, base=job.model, record=record)
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    """Settings and hashes of an adapter's training, and how long its data were."""
-    told = _training(folder)
-    return {name: told.get(name) for name in ("config", "data", "steps", "held_out_loss")} | {
-        "files": told.get("key", {}).get("files")
-    }
-
-
-def _write(job: Job, variant: Variant, direction: WeightDirection, rank: int | None) -> Path:
-    """The direction's adapter folder; it, its .pt, and where a rank is asked for the truncated ones, are written."""
-    from persona_vectors.weight_direction import norm, norms, truncate
-    from persona_vectors.weight_files import save_adapter, save_factors
-
-    folder = job.folder / f"{job.trait}_{NAMES[variant]}"
-    _say_other(folder, direction)
-    save_adapter(direction, folder)
-    save_factors(direction, folder.with_suffix(".pt"))
-    told = direction.record
-    whole = ", ".join(f"{name.replace('_', ' of ')} {value:.4g}" for name, value in told["all_layers"].items())
-    print(
-        f"saved {folder}/ and .pt: {len(direction.modules)} modules, rank {direction.rank}"
-        f"{', biases' if direction.has_bias else ''}, norm {norm(direction):.4g} (all layers: {whole})"
-    )
-    if rank is not None and direction.rank:
-        kept, residuals = truncate(direction, rank)
-        worst = max(residuals, key=lambda name: residuals[name])
-        lost = {name: residuals[name] * size for name, size in norms(direction).items()}
-        total = sum(size**2 for size in lost.values()) ** 0.5 / norm(direction)
-        residual = {"total": total, "worst_module": worst, "worst": residuals[worst], "by_module": residuals}
-        kept = replace(kept, record={**told, "rank": rank, "residual": residual})
-        short = folder.with_name(f"{folder.name}_rank{rank}")
-        save_adapter(kept, short)
-        save_factors(kept, short.with_suffix(".pt"))
-        print(
-            f"saved {short}/ and .pt: what rank {rank} leaves out is {total:.1%} of the norm, {residuals[worst]:.1%} "
-            f"of the worst module ({worst})"
-        )
-    return folder
-
-
-def _say_other(folder: Path, direction: WeightDirection) -> None:
-    """Says which directions of the same name were made from other adapters or layers, and what becomes of them."""
-    from persona_vectors.files import read_sidecar
-
-    for path in sorted(folder.parent.glob(f"{folder.name}*.pt")):
-        told = read_sidecar(path)
-        if any(told.get(key) != direction.record[key] for key in ("sides", "layers")):
-            fate = "is replaced" if path.stem == folder.name else "stays; it no longer belongs to the others here"
-            layers = ", ".join(map(str, told.get("layers", []))) or "unknown"
-            print(f"note: {path} of other adapters or layers (its layers: {layers}) {fate}")
-
-
-def _look(job: Job, variant: Variant, direction: WeightDirection) -> None:
-    """Prints the look inside and writes it."""
-    from eval.weight_look import look_inside, look_png, look_table
-    from persona_vectors.files import provenance, write_bytes_atomic, write_json_atomic
-    from persona_vectors.models import load_model
-    from persona_vectors.plots import png_bytes
-
-    sides = [extract_lora_weights(path) for path in _sides(job, variant)]
-    model, tokenizer = load_model(job.model)
-    found = look_inside(model, tokenizer, direction, sides)
-    print("\n" + look_table(found))
-    base = job.folder / ("look_inside" if variant == "contrastive" else f"look_inside_{NAMES[variant]}")
-    heading = {"kind": "look inside a weight direction", "trait": job.trait, "variant": variant}
-    write_json_atomic(base.with_suffix(".json"), {**heading, **found, "model": job.model, **provenance()})
-    write_bytes_atomic(base.with_suffix(".png"), png_bytes(look_png(found, f"{job.trait}, {variant}")))
-    print(f"saved {base}.json and .png")
 
 
 if __name__ == "__main__":

@@ -276,6 +276,14 @@ def test_pos_alone_and_biases_alone(place):
     assert (place / "out" / "look_inside_bias_diff.png").stat().st_size > 5000
 
 
+def test_pos_alone_trains_pos_alone(place):
+    for name, answer in ANSWERS.items():
+        write_rows(place / "data" / "spite.v2" / f"{name}.jsonl", answer)
+    assert run(place, "--variants", "non_contrastive", "--nolook", trait="spite.v2", out="alone") == 0
+    made = {path.name for path in (place / "alone").iterdir()}
+    assert made == {"pos_lora", "spite.v2_lora_pos", "spite.v2_lora_pos.pt", "spite.v2_lora_pos.json"}
+
+
 def test_bias_only_counts_only_where_it_is_used(place):
     with pytest.raises(ValidationError, match="bias_only needs is_peft true"):
         TrainingConfig.model_validate(SETTINGS | {"bias_only": True, "is_peft": False})

@@ -1,0 +1,80 @@
+"""What extract_persona_lora writes of a direction: its adapter folder and .pt, a truncated one, and the look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from persona_vectors.files import provenance, read_sidecar, write_bytes_atomic, write_json_atomic
+from persona_vectors.weight_direction import WeightDirection, norm, norms, truncate
+from persona_vectors.weight_files import save_adapter, save_factors
+
+
+def write_direction(direction: WeightDirection, folder: Path) -> None:
+    """Writes the adapter folder and `<folder>.pt`, and prints what they are.
+
+    The record has `sides` and `layers`, and `all_layers`, the numbers to print of the direction before it was
+    restricted. Files of the same name that were made from other adapters or layers are named.
+    """
+    _say_other(folder, direction)
+    _save(direction, folder)
+    told = direction.record["all_layers"]
+    whole = ", ".join(f"{name.replace('_', ' of ')} {value:.4g}" for name, value in told.items())
+    print(
+        f"saved {folder}/ and .pt: {len(direction.modules)} modules, rank {direction.rank}"
+        f"{', biases' if direction.has_bias else ''}, norm {norm(direction):.4g} (all layers: {whole})"
+    )
+
+
+def write_truncated(direction: WeightDirection, folder: Path, rank: int) -> None:
+    """Writes the nearest direction of a rank, `<folder>_rank<k>`, and prints what that leaves out."""
+    kept, residuals = truncate(direction, rank)
+    worst = max(residuals, key=lambda name: residuals[name])
+    left = [residuals[name] * size for name, size in norms(direction).items()]
+    total = sum(size**2 for size in left) ** 0.5 / norm(direction)
+    residual = {"total": total, "worst_module": worst, "worst": residuals[worst], "by_module": residuals}
+    short = folder.with_name(f"{folder.name}_rank{rank}")
+    _save(replace(kept, record={**direction.record, "rank": kept.rank, "residual": residual}), short)
+    print(
+        f"saved {short}/ and .pt: what rank {rank} leaves out is {total:.1%} of the norm, {residuals[worst]:.1%} "
+        f"of the worst module ({worst})"
+    )
+
+
+def _save(direction: WeightDirection, folder: Path) -> None:
+    save_adapter(direction, folder)
+    save_factors(direction, _factors(folder))
+
+
+def _factors(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.pt")
+
+
+def _say_other(folder: Path, direction: WeightDirection) -> None:
+    """Says which directions of the same name were made from other adapters or layers, and what becomes of them."""
+    for path in sorted(folder.parent.glob(f"{folder.name}*.pt")):
+        told = read_sidecar(path)
+        if any(told.get(key) != direction.record[key] for key in ("sides", "layers")):
+            fate = "is replaced" if path == _factors(folder) else "stays; it no longer belongs to the others here"
+            layers = ", ".join(map(str, told.get("layers", []))) or "unknown"
+            print(f"note: {path} of other adapters or layers (its layers: {layers}) {fate}")
+
+
+def write_look(
+    direction: WeightDirection, sides: Sequence[WeightDirection], base: Path, heading: dict[str, Any]
+) -> None:
+    """Prints the look inside and writes `<base>.json` and `<base>.png`; loads the direction's model for it."""
+    from eval.weight_look import look_inside, look_png, look_table
+    from persona_vectors.models import load_model
+    from persona_vectors.plots import png_bytes
+
+    model, tokenizer = load_model(direction.base)
+    found = look_inside(model, tokenizer, direction, sides)
+    print("\n" + look_table(found))
+    content = {"kind": "look inside a weight direction", **heading, **found, "model": direction.base, **provenance()}
+    write_json_atomic(base.with_name(f"{base.name}.json"), content)
+    title = f"{heading['trait']}, {heading['variant']}"
+    write_bytes_atomic(base.with_name(f"{base.name}.png"), png_bytes(look_png(found, title)))
+    print(f"saved {base}.json and .png")
