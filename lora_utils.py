@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from persona_vectors.blocks import model_label, unwrap
+from persona_vectors.weight_deltas import as_direction_of_deltas
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, spectrum
-from persona_vectors.weight_files import load_adapter, load_direction
+from persona_vectors.weight_files import load_adapter, load_direction, save_adapter
 from persona_vectors.weight_hooks import DynamicWeights, find_modules, is_transposed
+from persona_vectors.weight_projection import Projection, project
+from persona_vectors.weight_shifts import AdapterShift, open_shift
 
 Direction = WeightDirection | str | Path
 Mode = Literal["pre_merge", "dynamic"]
@@ -272,3 +275,71 @@ def _coefs(coefficient: float | Sequence[float] | Tensor, k: int) -> Float[Tenso
     if coefs.shape[-1] != k or coefs.ndim > 2:
         raise ValueError(f"coefficient has shape {tuple(coefs.shape)}; expected ({k},) or (batch, {k})")
     return coefs
+
+
+class WeightProjector:
+    """How far a finetuning moved the weights along a direction; see `persona_vectors.weight_projection`.
+
+    Args:
+        lora_diff: a direction, or its adapter folder or `.pt` file.
+    """
+
+    def __init__(self, lora_diff: Direction):
+        self.direction = as_direction(lora_diff)
+
+    def compute_projection(
+        self, finetuned: Direction, original: str | None = None, layers: Sequence[int] | None = None
+    ) -> float:
+        """`<dW, L> / |L|` of what the finetuning changed; > 0 is towards the trait.
+
+        Args:
+            finetuned: an adapter folder, a training folder, a direction, its `.pt` file, or a full model.
+            original: the model that a full one was finetuned from; adapters need none.
+            layers: hidden_states indices of the blocks to look at (block i is layer i + 1); None is everything.
+
+        Raises:
+            ValueError: a full model without an original, or nothing in common; see `weight_projection.project`.
+        """
+        return self.measure(finetuned, original, layers).total
+
+    def compute_layer_projections(
+        self, finetuned: Direction, original: str | None = None, layers: Sequence[int] | None = None
+    ) -> dict[int | None, float]:
+        """Layer -> `<dW, L>` in its block over the whole `|L|`: they add up to `compute_projection`.
+
+        None is what lies outside of blocks, where the direction changes that.
+        """
+        return self.measure(finetuned, original, layers).layer_projections()
+
+    def measure(
+        self,
+        finetuned: Direction,
+        original: str | None = None,
+        layers: Sequence[int] | None = None,
+        n_random: int = 0,
+        seed: int = 0,
+    ) -> Projection:
+        """Projection, cosine and norm, in all and by module, beside `n_random` random directions."""
+        shifts = {"finetuned": open_shift(finetuned, original)}
+        directions = {"lora_diff": self.direction}
+        found = project(shifts, directions, layers=layers, n_random=n_random, seed=seed)
+        return found["finetuned", "lora_diff"]
+
+
+def compute_finetuning_weight_delta(original_model: str, finetuned: str, rank: int = 64) -> WeightDirection:
+    """What a finetuning changed, as a direction: exactly for an adapter; for a full model delta_w of each linear
+    module at rank `rank` at most, `record["residuals"]` saying how far that is from it.
+
+    Raises:
+        ValueError: see `persona_vectors.weight_deltas.as_direction_of_deltas`.
+    """
+    shift = open_shift(finetuned, original_model)
+    if isinstance(shift, AdapterShift):
+        return shift.direction
+    direction, residuals = as_direction_of_deltas(original_model, finetuned, rank)
+    return replace(direction, record={**direction.record, "residuals": residuals})
+
+
+def finetuning_as_adapter(original_model: str, finetuned: str, folder: str | Path, rank: int = 64) -> Path:
+    """The folder, now a LoRA adapter of the original model that adds what a full finetuning changed, at this rank."""
+    return save_adapter(compute_finetuning_weight_delta(original_model, finetuned, rank), folder)

@@ -1,0 +1,277 @@
+"""What a full finetuning changed, `delta_w = W(finetuned) - W(original)`, one tensor at a time: memory stays flat.
+
+Both models are read from their safetensors files, whole or sharded, without building them. Names are those of the
+files, which are the model's own: `model.layers.0.self_attn.q_proj.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from persona_vectors.models import load_config, resolve_model
+from persona_vectors.weight_direction import LowRank, WeightDirection
+from persona_vectors.weight_hooks import is_transposed
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""What old checkpoints hold beside parameters."""
+DTYPES = ("F32", "F16", "BF16", "F64")
+FULL_SVD_UP_TO = 512
+"""The smaller side of a matrix whose singular values are computed exactly; of larger ones by random projections."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter is, and its shape."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parameters of a full model's files, by name; nothing is read until it is asked for."""
+
+    name: str
+    parameters: Mapping[str, Stored]
+    is_tied: bool
+
+    def read(self, name: str) -> Tensor:
+        """The parameter in float32."""
+        from safetensors import safe_open
+
+        stored = self.parameters[name]
+        with safe_open(stored.file, framework="pt") as file:
+            return file.get_tensor(stored.key).float()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints with the same parameters."""
+
+    original: Checkpoint
+    finetuned: Checkpoint
+    names: tuple[str, ...]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.original.parameters[name].shape
+
+    def delta(self, name: str) -> Tensor:
+        """`finetuned - original` of a parameter, in float32.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        delta = self.finetuned.read(name) - self.original.read(name)
+        if not torch.isfinite(delta).all():
+            raise ValueError(f"{name} of {self.finetuned.name} less that of {self.original.name} is not finite")
+        return delta
+
+
+def weight_deltas(
+    original: str, finetuned: str, keep: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and `finetuned - original` in float32, one after the other.
+
+    An output head that is the embedding in both models is not a parameter of its own; where it is that in one of them,
+    the embedding stands for it.
+
+    Args:
+        keep: which names to read; None is all.
+
+    Raises:
+        ValueError: see `open_pair`; before the first is read.
+    """
+    pair = open_pair(original, finetuned)
+    return ((name, pair.delta(name)) for name in pair.names if keep is None or keep(name))
+
+
+def open_pair(original: str, finetuned: str) -> Pair:
+    """Both models' files, their parameters compared by name and shape; nothing is read but the files' headers.
+
+    Raises:
+        ValueError: a model that is not there, an adapter, `.bin` or quantised weights, or parameters that only one of
+            them has or that differ in shape.
+    """
+    pair = _without_tied_heads(open_checkpoint(original), open_checkpoint(finetuned))
+    for one, other in (pair, pair[::-1]):
+        if missing := [name for name in one.parameters if name not in other.parameters]:
+            raise ValueError(
+                f"{missing[0]} is in {one.name} and not in {other.name} ({len(missing)} such parameters); expected a "
+                "model and its full finetuning"
+            )
+    for name, stored in pair[0].parameters.items():
+        if stored.shape != (shape := pair[1].parameters[name].shape):
+            raise ValueError(
+                f"{name} has shape {stored.shape} in {original} and {shape} in {finetuned}; expected a model and its "
+                "full finetuning"
+            )
+    return Pair(*pair, names=tuple(pair[0].parameters))
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """The parameters of a model folder or of a hub model's local files.
+
+    Raises:
+        ValueError: an adapter, no safetensors there, or weights that are stored quantised.
+    """
+    from safetensors import safe_open
+
+    source = resolve_model(name)
+    if source.adapter is not None:
+        raise ValueError(f"{name} is an adapter, whose change of the weights is low-rank and in its file; load that")
+    folder = Path(source.base) if source.is_local else _downloaded(source.base)
+    parameters: dict[str, Stored] = {}
+    for path in _files(folder, name):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                if key.endswith(BUFFERS):
+                    continue
+                part = file.get_slice(key)
+                if part.get_dtype() not in DTYPES:
+                    raise ValueError(
+                        f"{name}: {key} is stored as {part.get_dtype()}; expected weights that are not quantised"
+                    )
+                parameters[key] = Stored(path, key, tuple(part.get_shape()))
+    if not parameters:
+        raise ValueError(f"{name} has no parameters in {folder}")
+    return Checkpoint(name, parameters, bool(getattr(load_config(name), "tie_word_embeddings", False)))
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The folder of a hub model's files on this machine, downloaded where they are not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"cannot find the weights of {hub_id}: {str(error).splitlines()[0]}") from error
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The safetensors files that make up the model."""
+    if (folder / INDEX).is_file():
+        try:
+            shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{folder / INDEX} is no index of shards; save the model again") from None
+    else:
+        shards = [SINGLE]
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if not missing:
+        return [folder / shard for shard in shards]
+    if shards == [SINGLE] and list(folder.glob("*.bin")):
+        raise ValueError(f"{name} has .bin weights; save it with save_pretrained, which writes safetensors")
+    raise ValueError(f"{name} holds no full model: {folder / missing[0]} is missing")
+
+
+def _without_tied_heads(original: Checkpoint, finetuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both with an output head of its own, or neither: not everyone stores a head that is the embedding."""
+    both = original, finetuned
+    if all(one.is_tied for one in both):
+        kept = [{k: v for k, v in one.parameters.items() if not k.endswith(HEADS)} for one in both]
+        return replace(original, parameters=kept[0]), replace(finetuned, parameters=kept[1])
+    heads = {key for one in both for key in one.parameters if key.endswith(HEADS)}
+    with_heads = []
+    for one in both:
+        embedding = next((stored for key, stored in one.parameters.items() if key.endswith(EMBEDDINGS)), None)
+        added = {head: embedding for head in heads if head not in one.parameters and one.is_tied and embedding}
+        with_heads.append(replace(one, parameters={**one.parameters, **added}))
+    return with_heads[0], with_heads[1]
+
+
+def skeleton(name: str) -> nn.Module:
+    """The model that a name means, on the meta device: its modules' names and shapes, and no weights.
+
+    Raises:
+        ValueError: no config there, or one of no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def linear_modules(model: nn.Module) -> dict[str, bool]:
+    """The names of a model's linear modules, and whether their weight is stored (d_in, d_out), as GPT-2's."""
+    found = {name: module for name, module in model.named_modules()}
+    return {
+        name: is_transposed(module)
+        for name, module in found.items()
+        if isinstance(module, nn.Linear) or is_transposed(module)
+    }
+
+
+def as_direction_of_deltas(
+    original: str, finetuned: str, rank: int, *, progress: bool = False
+) -> tuple[WeightDirection, dict[str, float]]:
+    """A full finetuning as a direction: of each linear module that changed, delta_w at rank `rank` at most.
+
+    It is the nearest one of its rank (singular value decomposition; of large matrices by random projections, which
+    comes close to it). Biases of linear modules stay whole. Other parameters (embedding, norms) are left out, and
+    `record["left_out"]` is their share of the squared norm.
+
+    Returns:
+        the direction, and each module's `|delta_w - it| / |delta_w|`.
+
+    Raises:
+        ValueError: see `open_pair`; a rank below 1; or no linear module changed.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1; got {rank}")
+    pair = open_pair(original, finetuned)
+    linear = {name: way for name, way in linear_modules(skeleton(original)).items() if f"{name}.weight" in pair.names}
+    modules, residuals, inside = {}, {}, 0.0
+    for name, transposed in tqdm(linear.items(), desc="decomposing", unit="module", disable=not progress):
+        delta = pair.delta(f"{name}.weight")
+        bias = pair.delta(f"{name}.bias") if f"{name}.bias" in pair.names else None
+        bias = bias if bias is not None and bias.any() else None
+        inside += squared(delta) + (0.0 if bias is None else squared(bias))
+        if delta.any():
+            modules[name], residuals[name] = _nearest(delta.T if transposed else delta, bias, rank)
+        elif bias is not None:
+            d_in, d_out = delta.shape if transposed else delta.shape[::-1]
+            modules[name], residuals[name] = LowRank(torch.zeros(0, d_in), torch.zeros(d_out, 0), bias), 0.0
+    if not modules:
+        raise ValueError(f"{finetuned} has the linear modules of {original} unchanged; expected a finetuning of it")
+    own = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
+    outside = sum(squared(pair.delta(name)) for name in pair.names if name not in own)
+    record = {"finetuned": finetuned, "original": original, "rank": rank, "left_out": outside / (inside + outside)}
+    return WeightDirection(modules, original, record), residuals
+
+
+def _nearest(
+    delta: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None, rank: int
+) -> tuple[LowRank, float]:
+    """delta_w at this rank, and how far it is from it, relative to its norm."""
+    delta = delta.to("cuda" if torch.cuda.is_available() else "cpu")
+    rank = min(rank, *delta.shape)
+    if min(delta.shape) <= FULL_SVD_UP_TO:
+        u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
+        v = vt.T
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(delta, q=min(rank + 16, *delta.shape), niter=4)
+    root = s[:rank].sqrt()
+    B, A = (u[:, :rank] * root).float(), (root[:, None] * v[:, :rank].T).float()
+    residual = float((delta - B @ A).norm() / delta.norm())
+    return LowRank(A.cpu(), B.cpu(), bias), residual
+
+
+def squared(tensor: Tensor) -> float:
+    """The squared norm, summed in float64 a block at a time: an embedding is large."""
+    return sum(float(block.double().square().sum()) for block in tensor.reshape(-1).split(2**24))
