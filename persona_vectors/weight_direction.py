@@ -237,15 +237,24 @@ def random_like(direction: WeightDirection, seed: int) -> WeightDirection:
     generator = torch.Generator().manual_seed(seed)
     modules = {}
     for name, module in direction.modules.items():
-        d_out, d_in = module.shape
-        s = spectrum(module).s if module.rank else torch.zeros(0, dtype=torch.float64)
-        u, v = _orthonormal(d_out, len(s), generator), _orthonormal(d_in, len(s), generator)
-        bias = None
-        if module.bias is not None:
-            noise = torch.randn(d_out, generator=generator)
-            bias = noise / noise.norm() * module.bias.norm()
-        modules[name] = LowRank((s.sqrt()[:, None] * v.T).float(), (u * s.sqrt()).float(), bias)
+        modules[name] = random_module(module, singular_values(module), generator)
     return replace(direction, modules=modules, record={"random_like": dict(direction.record), "seed": seed})
+
+
+def singular_values(module: LowRank) -> Float[Tensor, " k"]:
+    """Those of delta_w, largest first; none of a module whose bias alone changes."""
+    return spectrum(module).s if module.rank else torch.zeros(0, dtype=torch.float64)
+
+
+def random_module(module: LowRank, s: Float[Tensor, " k"], generator: torch.Generator) -> LowRank:
+    """A random change of the module's shape with singular values s, and a random bias of its bias's norm."""
+    d_out, d_in = module.shape
+    u, v = _orthonormal(d_out, len(s), generator), _orthonormal(d_in, len(s), generator)
+    bias = None
+    if module.bias is not None:
+        noise = torch.randn(d_out, generator=generator)
+        bias = noise / noise.norm() * module.bias.norm()
+    return LowRank((s.sqrt()[:, None] * v.T).float(), (u * s.sqrt()).float(), bias)
 
 
 def _orthonormal(n: int, k: int, generator: torch.Generator) -> Float[Tensor, "n k"]:

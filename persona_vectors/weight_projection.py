@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of, product, random_like
+from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of, product, random_module, singular_values
 from persona_vectors.weight_shifts import Dense, Shift
 
 T = TypeVar("T")
@@ -242,7 +242,9 @@ def _inners(change: LowRank | Dense, directions: Sequence[LowRank]) -> Float[np.
 def _random_parts(name: str, module: LowRank, n_random: int, seed: int) -> Iterator[LowRank]:
     """Random changes of a module with its singular values; its name is in the seed, or equal shapes would get equal
     vectors."""
+    if n_random == 0:
+        return
+    s = singular_values(module)
     for number in range(n_random):
         digest = hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()
-        one = random_like(WeightDirection({name: module}), int.from_bytes(digest[:7]))
-        yield one.modules[name]
+        yield random_module(module, s, torch.Generator().manual_seed(int.from_bytes(digest[:7])))

@@ -1,0 +1,146 @@
+"""Weight projections as a person reads them: a table, sentences, a CSV, a scatter figure, and the JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from eval.text_table import aligned
+from eval.weight_projection_measure import Record
+from eval.weight_projection_scores import GROUP, estimated, score_of, traits_of
+from persona_vectors.files import write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOOKS = ("s0", "s1", "s2", "s3", "s4")
+MOST_PANELS = 12
+COLUMNS = (
+    *("model_name", "direction", "total_projection", "average_projection", "cosine", "weight_shift_norm"),
+    *("direction_norm", "num_parameters", "modules_in_common", "modules_of_direction"),
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found."""
+
+    settings: Mapping[str, Any]
+    records: Sequence[Record]
+    correlations: Sequence[Record] = ()
+    scores: pd.DataFrame | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def lines(results: Results) -> list[str]:
+    """The tables and notes that the command prints."""
+    table = [["model", "direction", "projection", "cosine", "random |cos| mean, max", "|dW|", "modules"]]
+    for one in results.records:
+        control = one["control"]
+        random = f"{control['mean']:.4f}, {control['max']:.4f}" if "max" in control else "-"
+        cosine = "not defined" if one["cosine"] is None else f"{one['cosine']:+.4f}"
+        modules = f"{one['modules_in_common']} of {one['modules_of_direction']}"
+        size = f"{one['weight_shift_norm']:.4g}"
+        table.append(
+            [one["model_name"], one["direction"], f"{one['total_projection']:+.4g}", cosine, random, size, modules]
+        )
+    found = aligned(table)
+    if results.correlations:
+        found += ["", *_correlation_lines(results.correlations)]
+    found += [f"skipped {name}: {why}" for name, why in results.skipped.items()]
+    return found + [f"note: {note}" for note in results.notes]
+
+
+def _correlation_lines(correlations: Sequence[Record]) -> list[str]:
+    first = ["direction", "score", "models", "Pearson r", "Spearman", "r of cosine", "r of |dW| alone"]
+    table = [[*first, "random |r| median, 95%", "|r| above"]]
+    for one in correlations:
+        kinds = (one["pearson"], one["spearman"], one["cosine"], one["weight_shift_norm"])
+        level = one["random"]
+        random = ["-", "-"]
+        if level is not None:
+            random = [f"{level['median']:.2f}, {level['p95']:.2f}", f"{level['share_below']:.0%} of {level['n']}"]
+        count = f"{one['n_models']}"
+        if one["n_clusters"] != one["n_models"]:
+            count += f" in {one['n_clusters']} groups"
+        table.append([one["direction"], one["trait"], count, *(estimated(kind).text() for kind in kinds), *random])
+    return aligned(table)
+
+
+def write(results: Results, output_path: str) -> list[Path]:
+    """The JSON file, the same as a CSV beside it, and with scores a scatter figure; each with its sidecar."""
+    path = Path(output_path)
+    table = pd.DataFrame([{name: one[name] for name in COLUMNS} | _control(one) for one in results.records])
+    if results.scores is not None:
+        table = table.join(
+            results.scores.add_prefix("score_").rename(columns={f"score_{GROUP}": GROUP}), on="model_name"
+        )
+    written = [write_csv_atomic(table, path.with_suffix(".csv"))]
+    if results.scores is not None:
+        from persona_vectors.plots import png_bytes
+
+        written.append(write_bytes_atomic(path.with_suffix(".png"), png_bytes(figure(results))))
+    written.append(write_json_atomic(path, content(results)))
+    for one in written:
+        write_sidecar(one, {"settings": dict(results.settings), "notes": list(results.notes)})
+    return written
+
+
+def content(results: Results) -> dict[str, Any]:
+    """Of one model and one direction its record; otherwise all of them under `projections`."""
+    if len(results.records) == 1 and results.settings.get("finetuned_model"):
+        return {**results.records[0], "notes": list(results.notes)}
+    return {
+        "projections": list(results.records),
+        "correlations": list(results.correlations),
+        "skipped": dict(results.skipped),
+        "notes": list(results.notes),
+    }
+
+
+def _control(one: Record) -> Record:
+    return {f"random_abs_cosine_{name}": one["control"].get(name) for name in ("min", "mean", "max")}
+
+
+def figure(results: Results) -> Figure:
+    """Score against projection, a panel for each direction and trait: a row a direction."""
+    from persona_vectors.scatter import Panel, scatter_png
+
+    assert results.scores is not None
+    directions = list(dict.fromkeys(one["direction"] for one in results.records))
+    panels: dict[str, Panel] = {}
+    for one in results.correlations[:MOST_PANELS]:
+        r = estimated(one["pearson"]).text()
+        panels[f"{one['direction']}, {one['trait']}\nr {r}"] = Panel(
+            _points(results, one["direction"], one["trait"]), "projection <dW, L> / |L|", one["trait"]
+        )
+    whole = len(results.correlations) <= MOST_PANELS
+    return scatter_png(panels, n_rows=len(directions) if whole else 3)
+
+
+def _points(results: Results, direction: str, trait: str) -> list[Any]:
+    from persona_vectors.scatter import Points
+
+    table = results.scores
+    assert table is not None and trait in traits_of(table)
+    own = [one for one in results.records if one["direction"] == direction and one["model_name"] in table.index]
+    groups: dict[str, list[Record]] = {}
+    for one in own:
+        groups.setdefault(str(table[GROUP][one["model_name"]]) if GROUP in table.columns else "models", []).append(one)
+    if len(groups) > len(LOOKS):
+        groups = {"models": own}
+    return [
+        Points(
+            name,
+            [one["total_projection"] for one in some],
+            [score_of(table, one["model_name"], trait) for one in some],
+            [one["model_name"] for one in some],
+            look,
+        )
+        for (name, some), look in zip(groups.items(), LOOKS, strict=False)
+    ]
