@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from persona_vectors.trainer import Intervene, PersonaTrainer
     from persona_vectors.training_batches import Plan
+    from persona_vectors.training_config import LoraSteeringConfig
     from persona_vectors.training_data import Tokenized
 
 KINDS = {"steer": "add", "ablate": "ablate", "cap": "cap"}
@@ -52,7 +53,7 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     from persona_vectors.training_model import check_model
     from persona_vectors.training_run import begin, processes, run_key, run_state, wait_for_all
     from persona_vectors.training_save import check_push, deliver
-    from persona_vectors.training_vectors import check_vectors
+    from persona_vectors.training_weights import check_steering
 
     started = time.monotonic()
     check_model(config)
@@ -60,7 +61,7 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
     rows = read(config.training_files)
     test_rows = read([config.test_file]) if config.test_file else []
     if config.steering is not None:
-        check_vectors(config.model, config.steering)
+        check_steering(config.model, config.steering)
     if config.push_to_hub:
         check_push()
     world, is_main = processes()
@@ -88,16 +89,19 @@ def train(config: TrainingConfig, overwrite: bool = False) -> Path:
 
 
 def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
-    """What acts on the model's hidden states in training steps, and what must be measured of it."""
+    """What acts on the model's hidden states or weights in training steps, and what must be measured of it."""
     from activation_steer import ActivationSteererMultiple
     from persona_vectors.blocks import block_index
     from persona_vectors.trainer import Intervene
+    from persona_vectors.training_config import LoraSteeringConfig
     from persona_vectors.training_receipt import Expected, blocks_expected
     from persona_vectors.training_vectors import vectors_for
 
     steering = config.steering
     if steering is None:
         return Intervene()
+    if isinstance(steering, LoraSteeringConfig):
+        return _weights(model, steering)
     pushes = [
         (layer, vector, coef)
         for path, coef in zip(steering.paths, steering.coefs, strict=True)
@@ -116,6 +120,17 @@ def intervene(model: PreTrainedModel, config: TrainingConfig) -> Intervene:
         for layer, vector, coef in pushes
     ]
     return Intervene(lambda: ActivationSteererMultiple(model, instructions), blocks_expected(steps))
+
+
+def _weights(model: PreTrainedModel, steering: LoraSteeringConfig) -> Intervene:
+    """Directions of weights that act in training steps, and the change of each module's output."""
+    from persona_vectors.trainer import Intervene
+    from persona_vectors.training_weights import act_on, directions_for
+    from persona_vectors.weight_direction import combine
+
+    directions = directions_for(steering)
+    total = combine(list(zip(directions, steering.coefs, strict=True)))
+    return Intervene(act_on(model, directions, steering.coefs), weights=total)
 
 
 def _supervised(
@@ -261,21 +276,21 @@ def _write(config: TrainingConfig, key: dict[str, Any], results: dict[str, Any],
 
 def _how(config: TrainingConfig, model: Any) -> dict[str, Any]:
     from persona_vectors.training_model import optimizer_settings
-    from persona_vectors.training_vectors import vector_record
+    from persona_vectors.training_weights import steering_records
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return {
         "optimizer": config.optim if config.optim == "adam" else optimizer_settings(config)[0]["optim"],
         "n_trained_parameters": sum(parameter.numel() for parameter in trained),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "vectors": [vector_record(path, config.model) for path in (config.steering.paths if config.steering else [])],
+        **steering_records(config.model, config.steering),
     }
 
 
 def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None, plan: Plan) -> str:
     """What will be trained, in a few lines."""
     from persona_vectors.training_model import optimizer_settings
-    from persona_vectors.training_vectors import vector_record
+    from persona_vectors.training_weights import steering_lines
 
     counts = data.counts()
     lines = [
@@ -293,16 +308,7 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
     if note := optimizer_settings(config)[1]:
         lines.append(f"note: {note}")
     if config.steering is not None:
-        steering = config.steering
-        for path, coef in zip(steering.paths, steering.coefs, strict=True):
-            control = (
-                "" if steering.random_control is None else f"random direction {steering.random_control} of the norm of "
-            )
-            lines.append(
-                f"{steering.type} in training: {control}{path}, coefficient {coef:g}, layers {steering.layers}"
-            )
-            if vector_record(path, config.model)["same_model"] is False:
-                lines.append(f"note: {path} was made from {vector_record(path, config.model)['made_from']}")
+        lines += steering_lines(config.model, config.steering)
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_vectors.training_config import TrainingConfig, load_training_config
+from persona_vectors.training_config import SteeringConfig, TrainingConfig, load_training_config
 from persona_vectors.training_data import family_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _configs(run: Run, name: str, coef: float | None, steps: int | None) -> dict
     files = training_files(name, run.model)
     base = CONFIGS / ("train_tiny.json" if _is_own_language(files) else "train_instruct_7b.json")
     plain, steered = load_training_config(base), load_training_config(base.with_name(f"{base.stem}_steer.json"))
-    assert steered.steering is not None
+    assert isinstance(steered.steering, SteeringConfig)
     shared: dict[str, Any] = {"model": run.model, "training_file": files}
     if steps is not None:
         shared |= {"max_steps": steps, "warmup_steps": min(plain.warmup_steps, steps // 2)}

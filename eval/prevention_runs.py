@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_vectors.training_config import SteeringConfig, TrainingConfig, load_training_config
+from persona_vectors.training_config import (
+    AnySteering,
+    LoraSteeringConfig,
+    SteeringConfig,
+    TrainingConfig,
+    load_training_config,
+)
 from persona_vectors.training_run import RECORD, WITHOUT_EFFECT
 
 ABOUT_STEERING = ("steering_config", "enable_steering_during_training", "inoculation_prompt")
@@ -89,13 +95,17 @@ def check_comparable(plain: Trained, steered: Trained, controls: Sequence[Traine
 
 
 def check_trait(steered: Trained, trait: str) -> None:
-    """Refuses, with a ValueError, to score a trait other than the steering vector's, as its sidecar names it."""
+    """Refuses, with a ValueError, to score a trait other than the one steered with, as the file's sidecar names it."""
     from persona_vectors.files import read_sidecar
+    from persona_vectors.training_weights import sidecar_of
 
-    for path in steered.config.steering.paths if steered.config.steering else []:
-        made_for = read_sidecar(path).get("trait")
+    steering = steered.config.steering
+    is_weights = isinstance(steering, LoraSteeringConfig)
+    for path in steering.paths if steering else []:
+        made_for = (sidecar_of if is_weights else read_sidecar)(path).get("trait")
         if made_for is not None and made_for != trait:
-            raise ValueError(f"{steered.path} steers with {path}, a vector of {made_for}; --trait is {trait}")
+            what = "direction of weights" if is_weights else "vector"
+            raise ValueError(f"{steered.path} steers with {path}, a {what} of {made_for}; --trait is {trait}")
 
 
 def _refuse_same(before: Trained, run: Trained) -> None:
@@ -121,11 +131,17 @@ def _refuse_other_start(plain: Trained, run: Trained) -> None:
 
 def _refuse_changed_vectors(runs: Sequence[Trained]) -> None:
     from persona_vectors.files import sha256_of_file
+    from persona_vectors.training_weights import steered_files
 
     for run in runs:
-        for path in run.config.steering.paths if run.config.steering else []:
+        steering = run.config.steering
+        files = steered_files(steering) if steering else []
+        if steering and not files:
+            raise ValueError(f"no adapter in {steering.paths[0]}, with which {run.path} was trained")
+        for path in files:
             if not Path(path).is_file():
-                raise ValueError(f"no vector file at {path}, with which {run.path} was trained")
+                what = "direction" if isinstance(steering, LoraSteeringConfig) else "vector file"
+                raise ValueError(f"no {what} at {path}, with which {run.path} was trained")
             if sha256_of_file(path) != _key(run, "files").get(path):
                 raise ValueError(
                     f"{path} is not the file any more with which {run.folder} was trained; "
@@ -143,21 +159,28 @@ def other_settings(plain: Trained, runs: Sequence[Trained]) -> list[str]:
             notes.append(f"{run.path} differs from {plain.path} in {', '.join(more)}, too: not in steering alone.")
         notes += [
             f"{vector['path']} was made from {vector['made_from']}, not from the model that {run.path} trains."
-            for vector in run.record.get("vectors", [])
+            for vector in [*run.record.get("vectors", []), *run.record.get("directions", [])]
             if vector.get("same_model") is False
         ]
     return notes
 
 
-def single_push(steering: SteeringConfig) -> tuple[str, int, float] | None:
+def single_push(steering: AnySteering) -> tuple[str, int, float] | None:
     """(vector file, layer, coefficient) of training that adds one vector at one layer; None for anything else."""
-    if steering.type != "steer" or steering.random_control is not None or not single_place(steering):
+    if (
+        not isinstance(steering, SteeringConfig)
+        or steering.type != "steer"
+        or steering.random_control is not None
+        or not single_place(steering)
+    ):
         return None
     return steering.paths[0], steering.layers[0], steering.coefs[0]  # pyright: ignore
 
 
-def single_place(steering: SteeringConfig) -> tuple[str, int] | None:
+def single_place(steering: AnySteering) -> tuple[str, int] | None:
     """(vector file, layer) where one vector acts at one layer as it stands in its file; None otherwise."""
+    if isinstance(steering, LoraSteeringConfig):
+        return None
     if len(steering.paths) > 1 or steering.layers == "all" or len(steering.layers) > 1 or steering.incremental:
         return None
     return steering.paths[0], int(steering.layers[0])

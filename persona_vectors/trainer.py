@@ -21,6 +21,8 @@ from persona_vectors.blocks import device_of, read_blocks
 from persona_vectors.tokens import TrainingSample
 from persona_vectors.training_batches import ROW_TOKENS, MicroBatch, Plan, packed_batch, padded_batch
 from persona_vectors.training_receipt import Expected, check_step, check_untouched, read_around
+from persona_vectors.training_weights_receipt import check_modules, check_modules_untouched, read_modules
+from persona_vectors.weight_direction import WeightDirection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,17 +32,19 @@ EVAL_TOKENS = 8_192  # of a batch of held-out samples, padding included
 
 @dataclass(frozen=True)
 class Intervene:
-    """What acts on hidden states in training steps.
+    """What acts on hidden states or weights in training steps.
 
     Attributes:
         steering: opens the steering for one micro-batch, forward and backward.
         expected: block index -> what must then be measured there (the receipt).
         penalties: layer -> its vectors with their coefficients, for a projection penalty.
+        weights: the change of the weights that must then be measured at each module, coefficients folded in.
     """
 
     steering: Callable[[], AbstractContextManager] = nullcontext
     expected: dict[int, Expected] | None = None
     penalties: dict[int, list[tuple[Float[Tensor, " d_model"], float]]] | None = None
+    weights: WeightDirection | None = None
 
 
 class PersonaTrainer(SFTTrainer):
@@ -97,18 +101,22 @@ class PersonaTrainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # pyright: ignore
         """One micro-batch, forward and backward, steered; the first of a run also writes the receipt."""
-        if self.receipt is not None or self._intervene.expected is None:
+        if self.receipt is not None or (self._intervene.expected is None and self._intervene.weights is None):
             with self._intervene.steering():
                 return super().training_step(model, inputs, num_items_in_batch)
         # recomputation usually ends at the last tensor that the backward pass needs, before a block's hooks are reached
         whole = set_checkpoint_early_stop(False)
-        with whole, self._intervene.steering(), read_around(self._net) as reading:
+        change, net = self._intervene.weights, self._net
+        with whole, self._intervene.steering(), read_around(net) as blocks, read_modules(net, change) as modules:
             loss = super().training_step(model, dict(inputs), num_items_in_batch)
-        receipt = check_step(reading, self._intervene.expected, 2 if self.args.gradient_checkpointing else 1)
-        with read_around(self._net) as reading:
+        n_calls = 2 if self.args.gradient_checkpointing else 1
+        receipt = check_step(blocks, self._intervene.expected or {}, n_calls) | check_modules(modules, n_calls)
+        with read_around(net) as blocks, read_modules(net, change, acts=False) as modules:
             self.held_out_loss(self._samples[:1])
-        check_untouched(reading)
-        self.receipt = {**receipt, "evaluation": "unchanged at every block"}
+        check_untouched(blocks)
+        if change is not None:
+            check_modules_untouched(modules)
+        self.receipt = {**receipt, "evaluation": f"unchanged at every block{' and module' if change else ''}"}
         return loss
 
     def compute_loss(

@@ -11,7 +11,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Count = Annotated[int, Field(ge=1)]
@@ -74,6 +83,52 @@ class SteeringConfig(BaseModel):
         return self
 
 
+class LoraSteeringConfig(BaseModel):
+    """A direction in weight space that acts in training, W + coef·D at every token; never in evaluation, never saved.
+
+    It points towards the trait (`extract_persona_lora.py`), so coef > 0 makes the model show the trait while it trains,
+    and the weights need not learn it; coef < 0 makes them learn more of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["lora"]
+    lora_path: str | Annotated[list[str], Field(min_length=1)]
+    """one adapter folder or `.pt` file of a direction, or several, which all act"""
+    coef: Finite | Annotated[list[Finite], Field(min_length=1)] = 1.0
+    """one number, or one a direction"""
+    random_control: Annotated[int, Field(ge=0)] | None = None
+    """the control: the same singular values with random vectors in each module, seeded by this number"""
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.lora_path] if isinstance(self.lora_path, str) else self.lora_path
+
+    @property
+    def coefs(self) -> list[float]:
+        return self.coef if isinstance(self.coef, list) else [self.coef] * len(self.paths)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoraSteeringConfig:
+        if len(self.coefs) != len(self.paths):
+            raise ValueError(f"{len(self.coefs)} coef for {len(self.paths)} lora_path; give one each")
+        return self
+
+
+def _kind_of_steering(block: Any) -> str:
+    """Which of the two blocks is meant; an unclear one is one of vectors."""
+    if isinstance(block, dict):
+        return "[lora]" if block.get("type") == "lora" or "lora_path" in block else "[vectors]"
+    return "[lora]" if isinstance(block, LoraSteeringConfig) else "[vectors]"
+
+
+AnySteering = SteeringConfig | LoraSteeringConfig
+SteeringBlock = Annotated[
+    Annotated[SteeringConfig, Tag("[vectors]")] | Annotated[LoraSteeringConfig, Tag("[lora]")],
+    Discriminator(_kind_of_steering),
+]
+
+
 class TrainingConfig(BaseModel):
     """One training run. Paths are relative to the working folder, as every command's."""
 
@@ -121,7 +176,7 @@ class TrainingConfig(BaseModel):
     bias_only: bool = False
     """train nothing but a bias at the target modules' outputs (r and lora_alpha then mean nothing)"""
     # steering and its alternatives
-    steering_config: SteeringConfig | None = None
+    steering_config: SteeringBlock | None = None
     enable_steering_during_training: bool = False
     inoculation_prompt: str | None = None
     """a system prompt of the training rows alone: a model that is told to show the trait need not learn it"""
@@ -154,7 +209,7 @@ class TrainingConfig(BaseModel):
         return [self.training_file] if isinstance(self.training_file, str) else self.training_file
 
     @property
-    def steering(self) -> SteeringConfig | None:
+    def steering(self) -> AnySteering | None:
         """The steering block where it is switched on."""
         return self.steering_config if self.enable_steering_during_training else None
 
@@ -216,7 +271,8 @@ def _first(error: ValidationError) -> str:
     message = details["msg"].removeprefix("Value error, ")
     more = f" (and {len(found) - 1} more)" if len({tuple(item["loc"][:1]) for item in found}) > 1 else ""
     if details["type"] == "extra_forbidden":
-        known = SteeringConfig if place.startswith("steering_config") else TrainingConfig
+        block = LoraSteeringConfig if "[lora]" in details["loc"] else SteeringConfig
+        known = block if place.startswith("steering_config") else TrainingConfig
         hint = near(place.rsplit(".", 1)[-1], list(known.model_fields))
         return f"unknown key {place}{hint}{more}"
     if details["type"] == "missing":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ def vectors_for(model: str, path: str, steering: SteeringConfig) -> dict[int, Fl
     layers = range(1, shape.num_hidden_layers + 1) if steering.layers == "all" else steering.layers
     for layer in layers:
         check_layer(layer, shape.num_hidden_layers, label)
+    _refuse_weights(path, steering)
     vectors = load_vectors(path)
     wanted = (shape.num_hidden_layers + 1, shape.hidden_size)
     if tuple(vectors.shape) != wanted:
@@ -42,6 +45,23 @@ def vectors_for(model: str, path: str, steering: SteeringConfig) -> dict[int, Fl
     if steering.random_control is not None:
         chosen = _random_like(chosen, list(layers), steering.random_control)
     return dict(zip(layers, chosen, strict=True))
+
+
+def _refuse_weights(path: str, steering: SteeringConfig) -> None:
+    """A ValueError for a direction of weights, or another tool's LoRA file, in the place of vectors."""
+    found = Path(path)
+    names: list[str] = ["lora_A"] if (found / "adapter_config.json").is_file() else []
+    if found.suffix == ".pt" and found.is_file():
+        try:
+            content = torch.load(found, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError):  # `load_vectors` says what it is
+            return
+        names = [str(name) for name in content] if isinstance(content, dict) else []
+    if "modules" in names or any("lora_" in name for name in names):
+        raise ValueError(
+            f'{path} is a direction of weights, not vectors; for it use {{"type": "lora", "lora_path": ..., '
+            f'"coef": 1.0}}, whose coef > 0 prevents (got type {steering.type}, steering_coef {steering.coefs[0]:g})'
+        )
 
 
 def _random_like(
