@@ -15,7 +15,7 @@ from persona_vectors.training_config import (
     TrainingConfig,
     load_training_config,
 )
-from persona_vectors.training_run import RECORD, WITHOUT_EFFECT
+from persona_vectors.training_run import RECORD, key_settings
 
 ABOUT_STEERING = ("steering_config", "enable_steering_during_training", "inoculation_prompt")
 
@@ -69,8 +69,7 @@ def read_trained(path: str) -> Trained:
     if not isinstance(record, dict) or record.get("state") != "finished":
         raise ValueError(f"{config.output_dir} is not trained to the end; python training.py {path} goes on with it")
     known = record.get("key", {}).get("settings", {})
-    now = _settings(config)
-    if changed := [name for name, value in now.items() if known.get(name) != value]:
+    if changed := _differing(key_settings(config), known):
         raise ValueError(
             f"{config.output_dir} was trained with other {', '.join(changed)} than {path} says; "
             f"python training.py {path} --overwrite"
@@ -111,7 +110,7 @@ def check_trait(steered: Trained, trait: str) -> None:
 def _refuse_same(before: Trained, run: Trained) -> None:
     if Path(before.folder).resolve() == Path(run.folder).resolve():
         raise ValueError(f"{before.path} and {run.path} have one output_dir, {run.folder}; give runs of their own")
-    if _settings(before.config) == _settings(run.config):
+    if key_settings(before.config) == key_settings(run.config):
         raise ValueError(f"{run.path} trains just as {before.path} does, so comparing them says nothing; leave one out")
 
 
@@ -152,9 +151,9 @@ def _refuse_changed_vectors(runs: Sequence[Trained]) -> None:
 def other_settings(plain: Trained, runs: Sequence[Trained]) -> list[str]:
     """A note for each run that differs from the plain one in more than what is compared."""
     notes = []
-    own = _settings(plain.config)
+    own = key_settings(plain.config)
     for run in runs:
-        differs = [name for name, value in _settings(run.config).items() if value != own[name]]
+        differs = _differing(key_settings(run.config), own)
         if more := [name for name in differs if name not in ABOUT_STEERING]:
             notes.append(f"{run.path} differs from {plain.path} in {', '.join(more)}, too: not in steering alone.")
         notes += [
@@ -186,9 +185,9 @@ def single_place(steering: AnySteering) -> tuple[str, int] | None:
     return steering.paths[0], int(steering.layers[0])
 
 
-def _settings(config: TrainingConfig) -> dict[str, Any]:
-    """What determines the weights, as training.json has it."""
-    return {name: value for name, value in config.model_dump().items() if name not in WITHOUT_EFFECT}
+def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """The names of the settings that are not the same; one that is missing counts as not used."""
+    return [name for name in dict.fromkeys([*settings, *others]) if settings.get(name) != others.get(name)]
 
 
 def _key(run: Trained, part: str) -> Any:

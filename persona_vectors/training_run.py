@@ -40,12 +40,16 @@ def run_key(config: TrainingConfig, world: int) -> dict[str, Any]:
     """Everything that determines the weights: settings, and the contents of model, data and vector files."""
     from persona_vectors.training_weights import steered_files
 
-    settings = {name: value for name, value in config.model_dump().items() if name not in WITHOUT_EFFECT}
-    settings = {name: value for name, value in settings.items() if value or name not in ADDED_LATER}
     files = [*config.training_files, *([config.test_file] if config.test_file else [])]
     files += steered_files(config.steering) if config.steering else []
     contents = {path: sha256_of_file(path) for path in files}
-    return {"settings": settings, "files": contents, "model": fingerprint(config.model), "processes": world}
+    return {"settings": key_settings(config), "files": contents, "model": fingerprint(config.model), "processes": world}
+
+
+def key_settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that determine the weights, as training.json has them."""
+    settings = {name: value for name, value in config.model_dump().items() if name not in WITHOUT_EFFECT}
+    return {name: value for name, value in settings.items() if value or name not in ADDED_LATER}
 
 
 def run_state(config: TrainingConfig, key: dict[str, Any], overwrite: bool) -> RunState:
