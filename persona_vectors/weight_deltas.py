@@ -162,6 +162,8 @@ def _downloaded(hub_id: str) -> Path:
 
 def _files(folder: Path, name: str) -> list[Path]:
     """The safetensors files that make up the model."""
+    if (folder / "adapter_config.json").is_file():  # of a hub id, which says nothing of what is behind it
+        raise ValueError(f"{name} is an adapter; give its folder, {folder}")
     if (folder / INDEX).is_file():
         try:
             shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))

@@ -137,12 +137,15 @@ def project(
     entries = {key: _kept(shift.entries(), layers) for key, shift in shifts.items()}
     modules = {key: _kept(one.modules, layers) for key, one in directions.items()}
     _check(shifts, entries, directions, modules, layers)
+    sizes = {key: {name: max(product(m, m), 0.0) for name, m in one.items()} for key, one in modules.items()}
+    norms = {key: sum(one.values()) ** 0.5 for key, one in sizes.items()}
+    if zero := [key for key, size in norms.items() if not size > 0]:
+        raise ValueError(f"direction {zero[0]} is zero everywhere{_where(layers)}, so nothing projects on it")
     parts: dict[tuple[str, str], dict[str, Part]] = {(s, d): {} for s in shifts for d in directions}
     random = {pair: np.zeros(n_random) for pair in parts}
     names = list(dict.fromkeys(name for each in (*modules.values(), *entries.values()) for name in each))
     for name in tqdm(names, desc="projecting", unit="module", disable=not progress):
         own = {key: one[name] for key, one in modules.items() if name in one}
-        sizes = {key: max(product(one, one), 0.0) for key, one in own.items()}
         drawn = {key: list(_random_parts(name, one, n_random, seed)) for key, one in own.items()}
         for s, shift in shifts.items():
             change = shift.of(name) if name in entries[s] else None
@@ -153,14 +156,8 @@ def project(
                     dot = inner(change, own[d])
                     random[s, d] += _inners(change, drawn[d])
                 if change is not None or d in own:
-                    parts[s, d][name] = Part(dot, size, sizes.get(d, 0.0), entries[s].get(name, 0))
-    found = {}
-    for pair, own_parts in parts.items():
-        size = sum(part.direction for part in own_parts.values()) ** 0.5
-        if not size > 0:
-            raise ValueError(f"direction {pair[1]} is zero everywhere{_where(layers)}, so nothing projects on it")
-        found[pair] = Projection(own_parts, random[pair] / size)
-    return found
+                    parts[s, d][name] = Part(dot, size, sizes[d].get(name, 0.0), entries[s].get(name, 0))
+    return {pair: Projection(own, random[pair] / norms[pair[1]]) for pair, own in parts.items()}
 
 
 def _kept(modules: Mapping[str, T], layers: Sequence[int] | None) -> dict[str, T]:

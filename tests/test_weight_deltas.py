@@ -110,6 +110,8 @@ def test_files_that_cannot_be_read(tmp_path):
         weight_deltas(a, str(shards))
     with pytest.raises(ValueError, match="does not exist"):
         weight_deltas(a, str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="cannot find the weights of nobody/nothing"):
+        weight_deltas(a, "nobody/nothing")
 
 
 def adapter(base: str, path: Path, **options) -> str:
