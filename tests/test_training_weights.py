@@ -18,12 +18,13 @@ from eval.prevention_runs import Trained, check_trait, single_place, single_push
 from lora_utils import LoRAMerger
 from persona_vectors import cli, training_weights
 from persona_vectors.models import load_model
-from persona_vectors.training_config import LoraSteeringConfig, TrainingConfig
+from persona_vectors.training_config import LoraSteeringConfig, TrainingConfig, load_training_config
 from persona_vectors.training_run import run_key
 from persona_vectors.training_weights import act_on, direction_record, directions_for, model_without_weights
 from persona_vectors.training_weights_receipt import check_modules, check_modules_untouched, read_modules
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, norm
 from persona_vectors.weight_files import save_adapter, save_factors
+from tests.conftest import ROOT
 from tests.test_training import losses, same, settings_of
 from tests.tiny_models import tiny_model, word_tokenizer
 
@@ -451,3 +452,13 @@ def test_a_comparison_knows_the_block(folder):
         check_trait(trained, "humorous")
     control = config.model_validate(config.model_dump() | block(folder, random_control=2))
     assert Trained("c.json", control, {}).label == "random direction 2"
+
+
+@pytest.mark.parametrize("name", ["llama_3.1_8b_lora_steer", "train_tiny_lora_steer"])
+def test_the_shipped_sign_and_size_are_those_that_were_measured_to_prevent(name):
+    steering = load_training_config(ROOT / "configs" / f"{name}.json").steering
+    assert isinstance(steering, LoraSteeringConfig)
+    measured = json.loads((ROOT / "benchmarks" / "weight_prevention.json").read_text())
+    assert steering.coefs == [measured["chosen"]["coef"]] and steering.coefs[0] > 0
+    for trait in measured["traits"].values():
+        assert trait["gaps"]["random - with"]["low"] > 0 and trait["gaps"]["against - plain"]["low"] > 0
