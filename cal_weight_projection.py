@@ -45,23 +45,25 @@ def main(
 ) -> None:
     """Project what finetunings changed, dW, on directions of weights L: in all, by layer and by module.
 
-        Beside each cosine are those of random directions with L's singular values in every module. With behavior_scores
-        the projections of a folder of models are correlated with their scores, beside the random directions' |r| and that
-        of |dW| alone: a model that was trained for longer has both a higher score and a larger change. LoRA finetunings that
-    began from L's seed share its random initialisation, which raises their cosines whatever they learned: use other seeds.
+    Beside each cosine are those of random directions with L's singular values in every module. With behavior_scores
+    the projections of a folder of models are correlated with their scores, beside the random directions' |r| and that
+    of |dW| alone: a model that was trained for longer has both a higher score and a larger change.
 
-        Args:
-            original_model: what was finetuned: hub id or model folder.
-            lora_diff_path: directions of extract_persona_lora.py, adapter folders or .pt files; one or several.
-            finetuned_model: adapter folder, full model, or training folder (its latest checkpoint).
-            finetuned_models_dir: folder whose sub-folders are such models, in place of finetuned_model; others are named.
-            behavior_scores: CSV with a row a model: model_name (the sub-folder's name), a column of scores a trait, and
-                optionally group, whose models are resampled together.
-            output_path: .json to write; a .csv, and with scores a .png, of the same name stand beside it.
-            layers (hidden_states indices): only these blocks' modules (block i is layer i + 1); default everything.
-            n_random: random directions; default 20, with behavior_scores 200.
-            seed: of the random directions and the bootstrap.
-            overwrite: replace what output_path holds.
+    LoRA finetunings from the seed of L's trainings share their random A, and so a high cosine whatever they learned:
+    use another seed, and compare models that were made alike.
+
+    Args:
+        original_model: what was finetuned: hub id or model folder.
+        lora_diff_path: directions of extract_persona_lora.py, adapter folders or .pt files; one or several.
+        finetuned_model: adapter folder, full model, or training folder (its latest checkpoint).
+        finetuned_models_dir: folder whose sub-folders are such models, in place of finetuned_model; others are named.
+        behavior_scores: CSV with a row a model: model_name (the sub-folder's name), a column of scores a trait, and
+            optionally group, whose models are resampled together.
+        output_path: .json to write; a .csv, and with scores a .png, of the same name stand beside it.
+        layers (hidden_states indices): only these blocks' modules (block i is layer i + 1); default everything.
+        n_random: random directions; default 20, with behavior_scores 200.
+        seed: of the random directions and the bootstrap.
+        overwrite: replace what output_path holds.
     """
     settings = dict(locals())
     from pathlib import Path

@@ -7,10 +7,10 @@ not change adds nothing to the product. A projection is in units of dW's norm. A
 (`sum((B^T B') * (A A'^T))`); a full finetuning's is read a module at a time (`sum((dW A^T) * B)`).
 
 A cosine between changes of millions of weights is small, and says something only beside those of random directions
-with L's singular values, module by module, which are measured in the same pass. An
+with L's singular values, module by module, which are measured in the same pass. They know nothing of one thing: an
 adapter's A hardly leaves its initialisation, so two trainings from one seed share it and have a high cosine whatever
 they learned (models/tiny-persona, seven traits: A 0.997, dW 0.81 to 0.86; from another seed 0.002 and 0.004 to 0.023).
-Random directions know nothing of that: compare finetunings that were made alike, with a direction of other seeds.
+Compare finetunings that were made alike, with a direction of other seeds.
 """
 
 from __future__ import annotations
