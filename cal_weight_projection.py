@@ -97,7 +97,8 @@ def main(
     )
     correlations = [] if table is None else scores.compute_projection_correlation(records, table, seed)
     settings["n_random"] = n_random
-    found = results.Results(settings, records, correlations, table, skipped, [*notes, *more])
+    sources = measure.sources(original_model, models, lora_diff_path)
+    found = results.Results(settings, records, correlations, table, skipped, [*notes, *more], sources)
     written = results.write(found, output_path)
     print("\n".join(results.lines(found)))
     print(f"written to {', '.join(map(str, written))}")

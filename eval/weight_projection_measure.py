@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from persona_vectors.blocks import check_layer
+from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint, load_config, resolve_model
 from persona_vectors.weight_deltas import skeleton
 from persona_vectors.weight_direction import WeightDirection
@@ -74,6 +75,17 @@ def compute_projection_dataset(
 
 def _at(layers: Sequence[int] | None) -> str:
     return "" if layers is None else f" at layer {', '.join(map(str, layers))}"
+
+
+def sources(original: str, models: Mapping[str, str], directions: Sequence[str]) -> dict[str, str]:
+    """What was read -> a hash of its content, for sidecars."""
+    return {path: _hash(path) for path in (original, *models.values(), *directions)}
+
+
+def _hash(path: str) -> str:
+    """Of a file or adapter the file's sha256, which needs no base; of a full model its fingerprint."""
+    file = Path(path) / "adapter_model.safetensors" if Path(path).is_dir() else Path(path)
+    return sha256_of_file(file) if file.is_file() else fingerprint(path)
 
 
 def label_of(path: str) -> str:

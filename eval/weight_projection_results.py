@@ -35,12 +35,15 @@ class Results:
     scores: pd.DataFrame | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """hashes of what was read"""
 
 
 def lines(results: Results) -> list[str]:
-    """The tables and notes that the command prints."""
+    """The tables and notes that the command prints: of each direction the highest projection first."""
     table = [["model", "direction", "projection", "cosine", "random |cos| mean, max", "|dW|", "modules"]]
-    for one in results.records:
+    order = {name: i for i, name in enumerate(one["direction"] for one in results.records)}
+    for one in sorted(results.records, key=lambda one: (order[one["direction"]], -one["total_projection"])):
         control = one["control"]
         random = f"{control['mean']:.4f}, {control['max']:.4f}" if "max" in control else "-"
         cosine = "not defined" if one["cosine"] is None else f"{one['cosine']:+.4f}"
@@ -87,7 +90,9 @@ def write(results: Results, output_path: str) -> list[Path]:
         written.append(write_bytes_atomic(path.with_suffix(".png"), png_bytes(figure(results))))
     written.append(write_json_atomic(path, content(results)))
     for one in written:
-        write_sidecar(one, {"settings": dict(results.settings), "notes": list(results.notes)})
+        write_sidecar(
+            one, {"settings": dict(results.settings), "sources": dict(results.sources), "notes": list(results.notes)}
+        )
     return written
 
 
@@ -139,8 +144,20 @@ def _points(results: Results, direction: str, trait: str) -> list[Any]:
             name,
             [one["total_projection"] for one in some],
             [score_of(table, one["model_name"], trait) for one in some],
-            [one["model_name"] for one in some],
+            _labels(some, table),
             look,
         )
         for (name, some), look in zip(groups.items(), LOOKS, strict=False)
     ]
+
+
+def _labels(records: Sequence[Record], table: pd.DataFrame) -> list[str]:
+    """Each model's name; with groups, the group's at its furthest model alone, since its models lie together."""
+    if GROUP not in table.columns:
+        return [one["model_name"] for one in records]
+    groups = [str(table.loc[one["model_name"], GROUP]) for one in records]
+    furthest: dict[str, Record] = {}
+    for one, group in zip(records, groups, strict=True):
+        if abs(one["total_projection"]) >= abs(furthest.get(group, one)["total_projection"]):
+            furthest[group] = one
+    return [group if furthest[group] is one else "" for one, group in zip(records, groups, strict=True)]

@@ -76,6 +76,7 @@ def test_one_model(place, capsys, name):
     assert found["control"]["max"] == pytest.approx(np.abs(wanted.random_cosines).max())
     sidecar = read_sidecar(place / f"{name}.json")
     assert sidecar["file"]["sha256"] == sha256_of_file(place / f"{name}.json") and sidecar["settings"]["n_random"] == 4
+    assert sidecar["sources"][str(place / "d.pt")] == sha256_of_file(place / "d.pt") and path in sidecar["sources"]
     told = capsys.readouterr().out
     assert f"{wanted.cosine:+.4f}" in told and "6 of 6" in told
     single = compute_single_projection(str(place / "base"), path, str(place / "d.pt"), n_random=4)
@@ -124,6 +125,12 @@ def test_groups_are_resampled_together_and_the_norm_is_of_dw(place):
     found = compute_projection_correlation(records, table[["evil", "group"]])
     assert [one["trait"] for one in found] == ["evil"]
     assert found[0]["n_clusters"] == 3 and found[0]["pearson"]["low"] is None  # too few groups for an interval
+
+
+def test_a_file_of_factors_is_a_finetuning_too(place):
+    assert run(place, "--finetuned_model", str(place / "d.pt"), "--n_random", "1", out="itself.json") == 0
+    found = json.loads((place / "itself.json").read_text())
+    assert found["cosine"] == pytest.approx(1) and found["total_projection"] == pytest.approx(found["direction_norm"])
 
 
 def test_at_one_layer(place):
