@@ -12,4 +12,4 @@ scores=${5:-}
 
 python cal_weight_projection.py --original_model "$model" --finetuned_models_dir "$models" \
   --lora_diff_path "persona_loras/$name/$trait/${trait}_lora_diff" \
-  --output_path "weight_projections/$name/$trait.json" ${scores:+--behavior_scores "$scores"} "${@:6}"
+  --output_path "persona_loras/$name/$trait/weight_projections.json" ${scores:+--behavior_scores "$scores"} "${@:6}"
