@@ -71,8 +71,11 @@ def main(
     from persona_vectors.files import check_output_path
 
     check_output_path(output_path, (".json",))
-    if Path(output_path).exists() and not overwrite:
-        raise ValueError(f"{output_path} is there already; --overwrite replaces it, or give another --output_path")
+    beside = [check_output_path(Path(output_path).with_suffix(ending)) for ending in (".json", ".csv", ".png")]
+    if behavior_scores is not None and Path(behavior_scores).resolve() in [one.resolve() for one in beside]:
+        raise ValueError(f"{behavior_scores} would be replaced by what is written; give another --output_path")
+    if (there := [one for one in beside if one.exists()]) and not overwrite:
+        raise ValueError(f"{there[0]} is there already; --overwrite replaces it, or give another --output_path")
     if (finetuned_model is None) == (finetuned_models_dir is None):
         raise ValueError("give --finetuned_model, or --finetuned_models_dir for a folder of models: one of the two")
     if behavior_scores is not None and finetuned_models_dir is None:

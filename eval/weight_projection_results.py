@@ -12,7 +12,7 @@ import pandas as pd
 from eval.text_table import aligned
 from eval.weight_projection_measure import Record
 from eval.weight_projection_scores import GROUP, estimated, score_of, traits_of
-from persona_vectors.files import write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
+from persona_vectors.files import sidecar_path, write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,10 +84,14 @@ def write(results: Results, output_path: str) -> list[Path]:
             results.scores.add_prefix("score_").rename(columns={f"score_{GROUP}": GROUP}), on="model_name"
         )
     written = [write_csv_atomic(table, path.with_suffix(".csv"))]
+    drawn = path.with_suffix(".png")
     if results.scores is not None:
         from persona_vectors.plots import png_bytes
 
-        written.append(write_bytes_atomic(path.with_suffix(".png"), png_bytes(figure(results))))
+        written.append(write_bytes_atomic(drawn, png_bytes(figure(results))))
+    elif sidecar_path(drawn).exists():  # an earlier run's, which would be taken for this one's
+        drawn.unlink(missing_ok=True)
+        sidecar_path(drawn).unlink()
     written.append(write_json_atomic(path, content(results)))
     for one in written:
         write_sidecar(

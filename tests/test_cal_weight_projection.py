@@ -117,6 +117,25 @@ def test_scores_go_with_the_projection_and_not_with_random_directions(place, cap
     assert pd.read_csv(place / "scored.csv").set_index("model_name").score_evil["m0"] == pytest.approx(scores[0])
 
 
+def test_nothing_of_the_users_is_replaced_and_no_figure_of_another_run_stays(place, capsys, tmp_path):
+    scores = tmp_path / "scores.csv"
+    scores.write_bytes((place / "scores.csv").read_bytes())
+    argv = ["--finetuned_models_dir", str(place / "models"), "--n_random", "1"]
+    scored = [*argv, "--behavior_scores", str(scores)]
+    found = refused(capsys, place, *scored, "--overwrite", out=str(tmp_path / "scores.json"))
+    assert "scores.csv would be replaced by what is written" in found
+    assert "scores.csv is there already" in refused(capsys, place, *argv, out=str(tmp_path / "scores.json"))
+    assert scores.read_bytes() == (place / "scores.csv").read_bytes()
+    assert run(place, *scored, out=str(tmp_path / "out.json")) == 0 and (tmp_path / "out.png").exists()
+    assert run(place, *argv, "--overwrite", out=str(tmp_path / "out.json")) == 0
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [
+        "out.csv",
+        "out.csv.json",
+        "out.json",
+        "out.json.json",
+    ]
+
+
 def test_groups_are_resampled_together_and_the_norm_is_of_dw(place):
     models = {f"m{i}": str(place / "models" / f"m{i}") for i in range(len(AMOUNTS))}
     records, notes = compute_projection_dataset(str(place / "base"), models, str(place / "d.pt"), n_random=3)
