@@ -15,6 +15,8 @@ dynamic adds `coef * (x A^T) B^T` beside each module's output, leaves the weight
 from __future__ import annotations
 
 import math
+import operator
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,9 +29,9 @@ from torch import Tensor, nn
 
 from persona_vectors.blocks import model_label, unwrap
 from persona_vectors.weight_deltas import as_direction_of_deltas
-from persona_vectors.weight_direction import LowRank, WeightDirection, combine, spectrum
+from persona_vectors.weight_direction import WeightDirection, spectrum
 from persona_vectors.weight_files import load_adapter, load_direction, save_adapter
-from persona_vectors.weight_hooks import DynamicWeights, find_modules, is_transposed
+from persona_vectors.weight_hooks import DynamicWeights, Placed, find_modules, is_transposed, place
 from persona_vectors.weight_projection import Projection, project
 from persona_vectors.weight_shifts import AdapterShift, open_shift
 
@@ -104,6 +106,9 @@ class LoRAMerger:
         self.model = model
         self._device = backup_device
         self._backups: dict[str, _Backup] = {}
+        self._directions: list[WeightDirection] = []
+        self._placed: dict[str, Placed] = {}
+        self._shared: set[int] = set()
 
     @torch.no_grad()
     def merge_lora_diff(
@@ -112,46 +117,63 @@ class LoRAMerger:
         """The number of modules that now carry `coefficient * lora_diff`, in place of what was merged before.
 
         Args:
-            lora_diff: a direction, or its adapter folder or `.pt` file; or several of them.
+            lora_diff: a direction, or its adapter folder or `.pt` file; or several of them. A sweep is faster with the
+                same direction object: its factors are cast and placed once.
             coefficient: a number, or one a direction. With 0 the weights are the original ones, to the bit.
 
         Raises:
-            ValueError: another model's direction, a weight that is not floating-point, a result that is not finite;
-                the weights are then the original ones.
+            ValueError: another model's direction, a weight that is not floating-point, a coefficient or a result that
+                is not finite; the weights are then the original ones.
         """
-        parts = _parts(lora_diff, coefficient)
-        joined = combine(parts)
-        modules = find_modules(self.model, joined)
-        merged = combine([part for part in parts if part[1]]).modules if any(coef for _, coef in parts) else {}
         try:
-            for name in set(self._backups) - set(merged):
+            parts = _parts(lora_diff, coefficient)
+            modules: dict[str, nn.Module] = {}
+            for direction, _ in parts:
+                modules |= find_modules(self.model, direction)
+            acting = [(direction, coef) for direction, coef in parts if coef]
+            self._place([direction for direction, _ in acting], modules)
+            for name in set(self._backups) - set(self._placed):
                 self._backups.pop(name).restore()
-            for name, change in merged.items():
-                self._merge(name, modules[name], change)
+            coefs = torch.tensor([coef for _, coef in acting])
+            for name, placed in self._placed.items():
+                self._merge(name, placed, coefs)
         except BaseException:
             self.restore_original_weights()
             raise
-        return len(joined.modules)
+        return len(modules)
 
-    def _merge(self, name: str, module: Any, change: LowRank) -> None:
+    def _place(self, directions: list[WeightDirection], modules: dict[str, nn.Module]) -> None:
+        """Makes `_placed` the directions' factors, unless it is that already."""
+        if not self._backups:
+            self._shared = _shared_parameters(self.model)
+        if len(directions) == len(self._directions) and all(map(operator.is_, directions, self._directions)):
+            return
+        self._directions, self._placed = [], {}
+        names = dict.fromkeys(name for direction in directions for name in direction.modules)
+        for name in names:
+            self._check_writable(name, modules[name])
+        self._placed = {name: place(name, modules[name], directions) for name in names}
+        self._directions = directions
+
+    def _merge(self, name: str, placed: Placed, coefs: Float[Tensor, " k"]) -> None:
+        module: Any = placed.module
         if name not in self._backups:
-            self._backups[name] = self._back_up(name, module)
+            self._backups[name] = self._back_up(module)
         kept = self._backups[name]
         if kept.is_tied and module.weight is kept.weight:
             module.weight = nn.Parameter(torch.empty_like(kept.weight), requires_grad=kept.weight.requires_grad)
-        weight = module.weight
-        added = LowRank(change.B.T, change.A.T) if is_transposed(module) else change
-        A, B = (factor.to(weight.device, weight.dtype) for factor in (added.A, added.B))
-        original = kept.original.to(weight.device)
-        torch.addmm(original, B, A, out=weight.data)
-        if change.bias is not None:
-            bias = change.bias.to(weight.device, weight.dtype)
-            total = bias if kept.bias is None else kept.bias.detach() + bias
+        weight, original = module.weight, kept.original.to(module.weight.device)
+        coefs = coefs.to(weight.device)
+        A, B = placed.A, (placed.B * coefs[placed.owner]).to(weight.dtype)
+        torch.addmm(original, *((A.T, B.T) if is_transposed(module) else (B, A)), out=weight.data)
+        if placed.biases is not None:
+            added = (coefs @ placed.biases.float()).to(weight.dtype)
+            total = added if kept.bias is None else kept.bias.detach() + added
             module.bias = nn.Parameter(total, requires_grad=False)
-        if _may_overflow(added, original) and not torch.isfinite(weight.data).all():
+        if _may_overflow(A, B) and not torch.isfinite(weight.data).all():
             raise ValueError(f"{name} is not finite with the direction merged at this coefficient; use a smaller one")
 
-    def _back_up(self, name: str, module: Any) -> _Backup:
+    def _check_writable(self, name: str, module: Any) -> None:
         weight = module.weight
         if not weight.is_floating_point() or weight.is_meta:
             stored = "offloaded" if weight.is_meta else weight.dtype
@@ -159,19 +181,19 @@ class LoRAMerger:
                 f"{name} of {model_label(self.model)} is {stored}, and nothing can be added to it; load it whole and "
                 'unquantised, or use LoRASteerer(mode="dynamic")'
             )
-        tied = self._is_tied(weight)
+
+    def _back_up(self, module: Any) -> _Backup:
+        weight = module.weight
+        tied = id(weight) in self._shared
         original = weight.detach() if tied else weight.detach().to(self._device or weight.device, copy=True)
         return _Backup(module, weight, original, tied, module.bias)
-
-    def _is_tied(self, weight: nn.Parameter) -> bool:
-        modules = unwrap(self.model).modules()
-        return sum(any(own is weight for own in module.parameters(recurse=False)) for module in modules) > 1
 
     @torch.no_grad()
     def restore_original_weights(self) -> None:
         """Every weight has the bits it had before the first merge, and the copies are gone."""
         while self._backups:
             self._backups.popitem()[1].restore()
+        self._directions, self._placed = [], {}
 
     def __enter__(self) -> LoRAMerger:
         return self
@@ -180,12 +202,19 @@ class LoRAMerger:
         self.restore_original_weights()
 
 
-def _may_overflow(change: LowRank, original: Tensor) -> bool:
-    """Whether an entry of original + B @ A could leave the dtype's range: a bound without a pass over the weight."""
-    if change.rank == 0:
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """The ids of parameters that several modules have, such as an output head that is the embedding."""
+    counts = Counter(id(own) for module in unwrap(model).modules() for own in module.parameters(recurse=False))
+    return {key for key, count in counts.items() if count > 1}
+
+
+def _may_overflow(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> bool:
+    """Whether a weight + B @ A could leave the dtype's range: a bound without a pass over the weight."""
+    if not len(A):
         return False
-    largest = float(change.B.abs().sum(1).max()) * float(change.A.abs().max())
-    return not largest < torch.finfo(original.dtype).max / 4  # weights themselves are far below that
+    factor, rank = float(B.abs().max()), len(A)
+    largest = factor * max(1.0, rank * float(A.abs().max()))
+    return not largest < torch.finfo(A.dtype).max / 4  # weights themselves are far below that
 
 
 def _parts(

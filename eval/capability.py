@@ -200,7 +200,7 @@ def _probe(model: Any, tokenizer: Any, setting: Setting) -> list[Measure]:
     from eval.capability_probe import KINDS, probe_accuracy
     from eval.capability_table import Measure
 
-    found = probe_accuracy(model, tokenizer, steering=setting.steering)
+    found = probe_accuracy(model, tokenizer, steering=setting.vector_steering)
     measures = []
     for kind in ("", *KINDS):
         items = {own.question: float(own.right) for own in found if kind in ("", own.kind)}

@@ -248,7 +248,8 @@ def _in_norm_units(
 
     scaled, said = [], []
     for study, own in zip(studies, records, strict=True):
-        layers = sorted({setting.steering.layer for setting in study.settings if setting.steering is not None})
+        steered = [setting.vector_steering for setting in study.settings]
+        layers = sorted({steering.layer for steering in steered if steering is not None})
         norms = norms_of(engine, store, rendered(engine.tokenizer, study.rows(1)), layers, overwrite=overwrite)
         scaled.append(replace(study, settings=in_norm_units(study.settings, norms)))
         said.append([{**record, "mean_norms": {str(layer): norm for layer, norm in norms.items()}} for record in own])

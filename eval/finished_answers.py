@@ -6,11 +6,15 @@ run with another seed, coefficient, vector, judge or prompt finds nothing of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eval.model_utils import Added, key_of, steer_rows
+from eval.model_utils import Added, WeightSteering, key_of, steer_rows, weights_of
+from lora_utils import LoRASteerer
 from persona_vectors.models import fingerprint, load_model, load_tokenizer
 from persona_vectors.sampling import sample_answers
 from persona_vectors.store import Store, content_key
@@ -73,26 +77,45 @@ def answers_of(
     known = {} if overwrite else store.get_many(keys)
     todo = list({key: row for row, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
 
-    def keep(rows: Sequence[int], texts: Sequence[str]) -> None:
-        finished = {keys[todo[row]]: text for row, text in zip(rows, texts, strict=True)}
+    def keep(chosen: Sequence[int], rows: Sequence[int], texts: Sequence[str]) -> None:
+        finished = {keys[chosen[row]]: text for row, text in zip(rows, texts, strict=True)}
         store.put_many(finished, kind="answer", source=engine.name)
         known.update(finished)
 
     if todo:
         if before_sampling is not None:
             before_sampling()
-        sample_answers(
-            engine.model,
-            engine.tokenizer,
-            [prompts[row] for row in todo],
-            max_tokens=max_tokens,
-            temperature=temperature,
-            streams=[streams[row] for row in todo],
-            steer=steer_rows(engine.model, [steerings[row] for row in todo]),
-            on_batch=keep,
-            progress=progress,
-        )
+        for places, merged in _by_weights([steerings[row] for row in todo]):
+            chosen = [todo[place] for place in places]
+            with _merged(engine, merged):
+                sample_answers(
+                    engine.model,
+                    engine.tokenizer,
+                    [prompts[row] for row in chosen],
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    streams=[streams[row] for row in chosen],
+                    steer=steer_rows(engine.model, [steerings[row] for row in chosen]),
+                    on_batch=partial(keep, chosen),
+                    progress=progress,
+                )
     return [known[key] for key in keys]
+
+
+def _by_weights(steerings: Sequence[Added]) -> list[tuple[list[int], tuple[WeightSteering, ...]]]:
+    """Rows that can be sampled at once, with what is merged into the weights for them: nothing, for most."""
+    groups: dict[str, tuple[list[int], tuple[WeightSteering, ...]]] = {}
+    for place, added in enumerate(steerings):
+        merged = tuple(one for one in weights_of(added) if one.mode == "pre_merge")
+        groups.setdefault(json.dumps([one.key() for one in merged]), ([], merged))[0].append(place)
+    return list(groups.values())
+
+
+def _merged(engine: Engine, parts: Sequence[WeightSteering]) -> AbstractContextManager:
+    """The engine's model with these directions in its weights, bit for bit as before afterwards."""
+    if not parts:
+        return nullcontext()
+    return LoRASteerer(engine.model, [one.direction for one in parts], [one.coef for one in parts], mode="pre_merge")
 
 
 def _answer_keys(

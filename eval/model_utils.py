@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ from persona_vectors.models import load_config, resolve_model
 from persona_vectors.sampling import SteerRows, sample_answers
 from persona_vectors.tokens import render_prompt
 from persona_vectors.vectors import load_vector
+from persona_vectors.weight_direction import WeightDirection, content_hash
+from persona_vectors.weight_hooks import DynamicWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,19 +46,47 @@ class Steering:
         return {"vector": content, "layer": self.layer, "coef": float(self.coef), "positions": self.positions}
 
 
-Added = Steering | tuple[Steering, ...] | None
-"""What is added while a row's answer is sampled: nothing, at one layer, or all of several."""
+@dataclass(frozen=True, eq=False)
+class WeightSteering:
+    """What the weights carry while an answer is sampled: `W + coef * D`, at every token.
+
+    Attributes:
+        mode: dynamic runs D beside the weights, so rows of one batch may have coefficients of their own; pre_merge
+            adds it to the weights, for one coefficient after the other.
+    """
+
+    direction: WeightDirection
+    coef: float
+    mode: Literal["dynamic", "pre_merge"] = "dynamic"
+
+    def key(self) -> dict[str, Any]:
+        """Everything that determines the steering, for cache keys and sidecars; the direction by its content."""
+        return {"direction": content_hash(self.direction), "coef": float(self.coef), "mode": self.mode}
+
+
+Added = Steering | WeightSteering | tuple["Steering | WeightSteering", ...] | None
+"""What is added while a row's answer is sampled: nothing, at one layer, to the weights, or all of several."""
+
+
+def members(added: Added) -> tuple[Steering | WeightSteering, ...]:
+    """What is added together, as a tuple."""
+    return () if added is None else added if isinstance(added, tuple) else (added,)
 
 
 def parts_of(added: Added) -> tuple[Steering, ...]:
-    """The steerings that are added together, lowest layer first; a single one is a tuple of one."""
-    found = () if added is None else added if isinstance(added, tuple) else (added,)
+    """The steerings of hidden states that are added together, lowest layer first."""
+    found = [one for one in members(added) if isinstance(one, Steering)]
     return tuple(sorted(found, key=lambda one: (one.layer, one.positions)))
+
+
+def weights_of(added: Added) -> tuple[WeightSteering, ...]:
+    """The directions that the weights carry together."""
+    return tuple(one for one in members(added) if isinstance(one, WeightSteering))
 
 
 def key_of(added: Added) -> dict[str, Any] | list[dict[str, Any]] | None:
     """Everything that determines what is added: of one steering its own key, of several the list of theirs."""
-    keys = [one.key() for one in parts_of(added)]
+    keys = [one.key() for one in (*parts_of(added), *weights_of(added))]
     return keys if len(keys) > 1 else next(iter(keys), None)
 
 
@@ -92,8 +122,39 @@ def steer_rows(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRows:
     """What `sample_answers` takes to steer each batch: row `i` by `steerings[i]`, whatever shares the batch with it.
 
     A row without steering comes out bit for bit as it would unsteered, at every layer that is not its own. Vectors are
-    put together for one batch at a time, so many rows cost no more memory than the distinct vectors.
+    put together for one batch at a time, so many rows cost no more memory than the distinct vectors. Weights in
+    pre_merge mode are the same for all rows, so the caller merges them (`eval.finished_answers`).
     """
+    hidden, weights = _steer_hidden(model, steerings), _steer_weights(model, steerings)
+    if weights is None:
+        return hidden
+
+    def steer(rows: Sequence[int]) -> AbstractContextManager:
+        with ExitStack() as stack:
+            stack.enter_context(weights(rows))
+            stack.enter_context(hidden(rows))
+            return stack.pop_all()
+
+    return steer
+
+
+def _steer_weights(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRows | None:
+    """Directions beside the weights, row `i` by its own coefficients; None where no row has one."""
+    rows = [[one for one in weights_of(added) if one.mode == "dynamic"] for added in steerings]
+    directions = list({id(one.direction): one.direction for row in rows for one in row}.values())
+    if not directions:
+        return None
+    number = {id(direction): k for k, direction in enumerate(directions)}
+    coefs = torch.zeros(len(rows), len(directions))
+    for i, row in enumerate(rows):
+        for one in row:
+            coefs[i, number[id(one.direction)]] += one.coef
+    beside = DynamicWeights(model, directions)
+    return lambda batch: beside.applied(coefs[list(batch)])
+
+
+def _steer_hidden(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRows:
+    """Vectors added to hidden states, row `i` by `steerings[i]`."""
     on_device: dict[tuple[int, int], Tensor] = {}  # (layer, which tensor) -> (d_model,), moved there once
 
     def placed(steering: Steering) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.model_utils import Steering, load_vector_for
+from eval.model_utils import Steering, WeightSteering, load_vector_for
 from eval.questions import Question
 from persona_vectors.interventions import POSITIONS
 from persona_vectors.responses import PromptRow
@@ -43,7 +43,12 @@ class Setting:
     vector: str = ""
     control: str = ""
     matched: str = ""
-    steering: Steering | None = None
+    steering: Steering | WeightSteering | None = None
+
+    @property
+    def vector_steering(self) -> Steering | None:
+        """What is added to hidden states; None where nothing is, or the weights are changed instead."""
+        return self.steering if isinstance(self.steering, Steering) else None
 
     @property
     def is_baseline(self) -> bool:
@@ -210,7 +215,7 @@ def in_norm_units(settings: Iterable[Setting], norms: Mapping[int, float]) -> li
     scaled: dict[int, Tensor] = {}
     found = []
     for setting in settings:
-        old = setting.steering
+        old = setting.vector_steering
         if old is not None:
             if id(old.vector) not in scaled:
                 unit = old.vector.double() / old.vector.double().norm()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from eval.finished_scores import judge_identity
+from eval.model_utils import WeightSteering
 from eval.sweep import Grid, Output, Setting, Study
 from eval.sweep_answers import Answered
 from eval.sweep_receipts import Receipts
@@ -28,6 +29,7 @@ from persona_vectors.files import (
 )
 from persona_vectors.models import fingerprint
 from persona_vectors.store import content_key
+from persona_vectors.weight_direction import norm
 
 if TYPE_CHECKING:
     from persona_vectors.statistics import Interval
@@ -138,17 +140,27 @@ def _record(study: Study, output: Output, files: Mapping[str, Any]) -> dict[str,
 
 def _directions(settings: Iterable[Setting]) -> list[dict[str, Any]]:
     """Every vector and random direction that is added, once."""
-    found = {id(s.steering.vector): s for s in settings if s.steering is not None}
-    return [
+    settings = list(settings)
+    found = {id(own.vector): s for s in settings if (own := s.vector_steering) is not None}
+    weights = {id(s.steering.direction): s for s in settings if isinstance(s.steering, WeightSteering)}
+    return [_weights(setting) for setting in weights.values()] + [
         {
             **{"vector": setting.vector, "control": setting.control, "matched": setting.matched},
-            **{"layer": setting.layer, "positions": setting.steering.positions},
-            "norm": float(setting.steering.vector.norm()),
-            "sha256": setting.steering.key()["vector"],
+            **{"layer": setting.layer, "positions": own.positions},
+            "norm": float(own.vector.norm()),
+            "sha256": own.key()["vector"],
         }
         for setting in found.values()
-        if setting.steering is not None
+        if (own := setting.vector_steering) is not None
     ]
+
+
+def _weights(setting: Setting) -> dict[str, Any]:
+    """A direction of the weights, as `_directions` has it."""
+    steering = setting.steering
+    assert isinstance(steering, WeightSteering)
+    names = {"vector": setting.vector, "control": setting.control, "matched": setting.matched}
+    return {**names, "norm": norm(steering.direction), **steering.key()}
 
 
 def refuse_other_settings(outputs: Iterable[Output], records: Iterable[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ class Receipts:
 
     def __init__(self, engine: Engine, store: Store, studies: Sequence[Study]):
         self.engine, self.store = engine, store
-        self.settings = [setting for study in studies for setting in study.settings if setting.steering is not None]
+        self.settings = [one for study in studies for one in study.settings if one.vector_steering is not None]
         self.prompt = rendered(engine.tokenizer, studies[0].rows(1)[:1])[0]
         self.keys = {
             id(setting): content_key("receipt", **engine.key(), **_described(setting)) for setting in self.settings
@@ -40,7 +40,7 @@ class Receipts:
         """
         if not self.settings:
             return []
-        steerings = [setting.steering for setting in self.settings if setting.steering is not None]
+        steerings = [setting.vector_steering for setting in self.settings]
         found = take_receipts(self.engine.model, self.engine.tokenizer, self.prompt, steerings)
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
         self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(self.settings, found, strict=True)}
@@ -61,7 +61,7 @@ class Receipts:
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
         """For the sidecar of these settings: their receipts, and whether this run took them."""
-        steered = [setting for setting in settings if setting.steering is not None]
+        steered = [setting for setting in settings if setting.vector_steering is not None]
         if not steered:
             return {}
         return {"receipts": self._named(steered), "receipts_taken_by": "this run" if self.now else "an earlier run"}

@@ -11,7 +11,9 @@ factors, in float64. A module's change may have a bias too, which counts as one 
 
 from __future__ import annotations
 
+import hashlib
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,6 +84,22 @@ def layer_of(name: str) -> int | None:
     """The `layer` (hidden_states index) whose block has the module: block index + 1; None outside of blocks."""
     found = _BLOCK.search(name)
     return int(found[1]) + 1 if found else None
+
+
+def content_hash(direction: WeightDirection) -> str:
+    """sha256 (hex) of the direction's modules, factors and biases; made once for each direction."""
+    if direction not in _hashes:
+        digest = hashlib.sha256()
+        for name, module in sorted(direction.modules.items()):
+            digest.update(f"{name}:{module.shape}:{module.rank}:{module.bias is not None}:".encode())
+            for factor in (module.A, module.B, module.bias):
+                if factor is not None:
+                    digest.update(factor.float().contiguous().numpy().tobytes())
+        _hashes[direction] = digest.hexdigest()
+    return _hashes[direction]
+
+
+_hashes: weakref.WeakKeyDictionary[WeightDirection, str] = weakref.WeakKeyDictionary()
 
 
 def combine(parts: Sequence[tuple[WeightDirection, float]]) -> WeightDirection:

@@ -71,14 +71,18 @@ def is_transposed(module: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Beside:
-    """What runs beside one module: the factors of all directions side by side, and which direction a column is of."""
+class Placed:
+    """One module's factors of k directions side by side, where its weight is and in the weight's dtype.
+
+    Attributes:
+        owner: (r,) the number of the direction that a column of B is of.
+        biases: None where no direction has a bias there.
+    """
 
     module: Any
     A: Float[Tensor, "r d_in"]
     B: Float[Tensor, "d_out r"]
     owner: Tensor
-    """(r,) number of the direction"""
     biases: Float[Tensor, "k d_out"] | None
 
 
@@ -95,7 +99,7 @@ class DynamicWeights:
         joined = combine([(one, 1.0) for one in directions])
         modules = find_modules(model, joined)
         watch_hooks()
-        self._beside = [_beside(name, module, directions) for name, module in modules.items()]
+        self._placed = [place(name, module, directions) for name, module in modules.items()]
 
     @contextmanager
     def applied(self, coefs: Float[Tensor, "*batch k"]) -> Iterator[None]:
@@ -107,14 +111,15 @@ class DynamicWeights:
         handles = []
         try:
             if coefs.any():
-                handles = [one.module.register_forward_hook(_adding(one, coefs)) for one in self._beside]
+                handles = [one.module.register_forward_hook(_adding(one, coefs)) for one in self._placed]
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _beside(name: str, module: Any, directions: Sequence[WeightDirection]) -> _Beside:
+def place(name: str, module: Any, directions: Sequence[WeightDirection]) -> Placed:
+    """The factors of those of the directions that change the module of this name; float32 beside quantised weights."""
     own = [(k, one.modules[name]) for k, one in enumerate(directions) if name in one.modules]
     weight = module.weight
     dtype = weight.dtype if weight.is_floating_point() else torch.float32
@@ -125,7 +130,7 @@ def _beside(name: str, module: Any, directions: Sequence[WeightDirection]) -> _B
         for k, change in own:
             if change.bias is not None:
                 biases[k] = change.bias
-    return _Beside(
+    return Placed(
         module,
         torch.cat([change.A for _, change in own]).to(**where),
         torch.cat([change.B for _, change in own], dim=1).to(**where),
@@ -134,7 +139,7 @@ def _beside(name: str, module: Any, directions: Sequence[WeightDirection]) -> _B
     )
 
 
-def _adding(one: _Beside, coefs: Float[Tensor, "*batch k"]) -> Any:
+def _adding(one: Placed, coefs: Float[Tensor, "*batch k"]) -> Any:
     """The forward hook that adds the directions' part to a module's output."""
     coefs = coefs.to(one.A)
     columns = coefs[..., one.owner]  # (r,) or (batch, r)
