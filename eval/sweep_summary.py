@@ -187,16 +187,16 @@ def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]
     own = [one for one in found if not one["control"]]
     for one in own:
         lines.append(
-            f"steerability of {_name(one)} at layer {one['layer']}: {_text(one['slope'], sign=True)} points of {trait} "
+            f"steerability of {_name(one)}{_at(one['layer'])}: {_text(one['slope'], sign=True)} points of {trait} "
             f"a unit of coef; {_share(one['wrong_way'])} of {one['n_used']} samples move the wrong way"
         )
-    for layer in sorted({one["layer"] for one in found if one["control"]}):
+    for layer in sorted({one["layer"] for one in found if one["control"]}, key=lambda layer: layer or 0):
         random = [one for one in found if one["control"] and one["layer"] == layer and one["n_used"]]
         if random:
             slopes = [round(one["slope"]["mean"], 1) + 0.0 for one in random]
             shares = [one["wrong_way"]["mean"] for one in random]
             lines.append(
-                f"steerability of {len(random)} random directions at layer {layer}: {min(slopes):+.1f} to "
+                f"steerability of {len(random)} random directions{_at(layer)}: {min(slopes):+.1f} to "
                 f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way"
             )
     return lines
@@ -208,12 +208,18 @@ def frontier_line(found: dict[str, Any], trait: str) -> str:
     for kind in ("steered", "random", "unsteered", "prompt"):
         best = found[kind]
         if best is not None:
-            where = f" at layer {best['layer']}, coef {best['coef']:g}" if best["layer"] is not None else ""
+            at = f"{_at(best['layer'])}," if best["layer"] is not None else " at"
+            where = f"{at} coef {best['coef']:g}" if kind in ("steered", "random") else ""
             name = {"steered": _name(best), "random": best["control"]}.get(kind, kind)
             shown.append(f"{name} {_text(best[trait])}{where} (coherence {best['coherence']['mean']:.1f})")
         elif kind == "steered":
             shown.append("no steered setting")
     return f"highest {trait} at coherence >= {found['min_coherence']:g}: {'; '.join(shown)}"
+
+
+def _at(layer: int | None) -> str:
+    """Where hidden states are steered; nothing for a direction of the weights."""
+    return "" if layer is None else f" at layer {layer}"
 
 
 def _name(row: dict[str, Any]) -> str:
