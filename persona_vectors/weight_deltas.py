@@ -7,6 +7,7 @@ files, which are the model's own: `model.layers.0.self_attn.q_proj.weight`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """What old checkpoints hold beside parameters."""
 DTYPES = ("F32", "F16", "BF16", "F64")
+_ENTRIES_AT_ONCE = 2**22
 FULL_SVD_UP_TO = 512
 """The smaller side of a matrix whose singular values are computed exactly; of larger ones by random projections."""
 
@@ -47,13 +49,13 @@ class Checkpoint:
     parameters: Mapping[str, Stored]
     is_tied: bool
 
-    def read(self, name: str) -> Tensor:
-        """The parameter in float32."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The parameter, or these rows of it, as it is stored. The file is closed at once, or its pages add up."""
         from safetensors import safe_open
 
         stored = self.parameters[name]
         with safe_open(stored.file, framework="pt") as file:
-            return file.get_tensor(stored.key).float()
+            return file.get_tensor(stored.key) if rows is None else file.get_slice(stored.key)[rows]
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,30 @@ class Pair:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.original.parameters[name].shape
 
-    def delta(self, name: str) -> Tensor:
-        """`finetuned - original` of a parameter, in float32.
+    def delta(self, name: str, rows: slice | None = None) -> Tensor:
+        """`finetuned - original` of a parameter, or of these rows of it, in float32.
 
         Raises:
             ValueError: it is not finite.
         """
-        delta = self.finetuned.read(name) - self.original.read(name)
-        if not torch.isfinite(delta).all():
+        after = self.finetuned.read(name, rows)
+        delta = after.to(torch.float32, copy=True).sub_(self.original.read(name, rows))
+        # a sum is not finite where an entry is not, and costs a tenth of looking at each
+        if not torch.isfinite(delta.sum()) and not torch.isfinite(delta).all():
             raise ValueError(f"{name} of {self.finetuned.name} less that of {self.original.name} is not finite")
         return delta
+
+    def squared(self, name: str) -> float:
+        """`|finetuned - original|^2` of a parameter, some rows at a time: an embedding is never held.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        shape = self.shape(name)
+        step = max(1, _ENTRIES_AT_ONCE // max(1, math.prod(shape[1:])))
+        if not shape or shape[0] <= step:
+            return squared(self.delta(name))
+        return sum(squared(self.delta(name, slice(start, start + step))) for start in range(0, shape[0], step))
 
 
 def weight_deltas(
@@ -250,7 +266,7 @@ def as_direction_of_deltas(
     if not modules:
         raise ValueError(f"{finetuned} has the linear modules of {original} unchanged; expected a finetuning of it")
     own = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
-    outside = sum(squared(pair.delta(name)) for name in pair.names if name not in own)
+    outside = sum(pair.squared(name) for name in pair.names if name not in own)
     record = {"finetuned": finetuned, "original": original, "rank": rank, "left_out": outside / (inside + outside)}
     return WeightDirection(modules, original, record), residuals
 
@@ -275,5 +291,8 @@ def _nearest(
 
 
 def squared(tensor: Tensor) -> float:
-    """The squared norm, summed in float64 a block at a time: an embedding is large."""
-    return sum(float(block.double().square().sum()) for block in tensor.reshape(-1).split(2**24))
+    """The squared norm: stretches of 1024 entries in the tensor's dtype, and their sum in float64."""
+    flat = tensor.reshape(-1)
+    whole = len(flat) // 1024 * 1024
+    stretches, rest = flat[:whole].view(-1, 1024), flat[whole:]
+    return sum(float(torch.linalg.vector_norm(one, dim=-1).double().square().sum()) for one in (stretches, rest))

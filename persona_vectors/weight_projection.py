@@ -151,15 +151,16 @@ def project(
         own = {key: one[name] for key, one in modules.items() if name in one}
         drawn = {key: list(_random_parts(name, one, n_random, seed)) for key, one in own.items()}
         for s, shift in shifts.items():
-            change = shift.of(name) if name in entries[s] else None
-            size = 0.0 if change is None else _squared(change)
+            change = shift.of(name) if name in entries[s] and own else None
+            size = _squared(change) if change is not None else shift.squared(name) if name in entries[s] else 0.0
             for d in directions:
                 dot = 0.0
                 if change is not None and d in own:
                     dot = inner(change, own[d])
                     random[s, d] += _inners(change, drawn[d])
-                if change is not None or d in own:
+                if name in entries[s] or d in own:
                     parts[s, d][name] = Part(dot, size, sizes[d].get(name, 0.0), entries[s].get(name, 0))
+            del change  # before the next one is read
     return {pair: Projection(own, random[pair] / norms[pair[1]]) for pair, own in parts.items()}
 
 

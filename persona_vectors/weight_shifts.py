@@ -10,7 +10,7 @@ from torch import Tensor
 
 from persona_vectors.models import resolve_model
 from persona_vectors.weight_deltas import Pair, linear_modules, open_pair, skeleton, squared
-from persona_vectors.weight_direction import LowRank, WeightDirection
+from persona_vectors.weight_direction import LowRank, WeightDirection, product
 from persona_vectors.weight_files import load_adapter, load_direction
 
 
@@ -42,6 +42,10 @@ class AdapterShift:
     def of(self, module: str) -> LowRank:
         return self.direction.modules[module]
 
+    def squared(self, module: str) -> float:
+        """|dW|^2 of a module."""
+        return max(product(self.of(module), self.of(module)), 0.0)
+
 
 @dataclass(frozen=True)
 class CheckpointShift:
@@ -70,6 +74,11 @@ class CheckpointShift:
         if weight is not None and module in self.transposed:
             weight = weight.T
         return Dense(weight, self.pair.delta(bias) if bias in self.pair.names else None)
+
+    def squared(self, module: str) -> float:
+        """|dW|^2 of a module, which is not held."""
+        own = {self._weight(module), f"{module}.bias"}
+        return sum(self.pair.squared(name) for name in self.pair.original.parameters if name in own)
 
     def _weight(self, module: str) -> str | None:
         return next((name for name in (f"{module}.weight", module) if name in self.pair.original.parameters), None)
