@@ -1,0 +1,402 @@
+"""Directions in weight space against plain code: merging them, projecting adapters and full checkpoints on them.
+
+    python -m benchmarks.weights --part merging
+    python -m benchmarks.weights --part adapters
+    python -m benchmarks.weights --part checkpoints
+
+The plain sides are written below as one would write them first: every weight cloned, B @ A materialised and added, the
+clone loaded back; both dW materialised, multiplied and summed; both full models loaded and subtracted. Everything is on
+one random model of Qwen2's architecture (24 blocks, 0.32B parameters), with adapters of rank 32 on all seven kinds of
+linear modules, whose difference has rank 64. Ratios are medians over interleaved rounds, of processor time, since other
+work may run beside. Memory is a process's own peak above what its imports took.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from persona_vectors import cli
+
+if TYPE_CHECKING:
+    from persona_vectors.weight_direction import WeightDirection
+
+# Written before the first run.
+MERGING_TARGET = 4.0  # a sweep of coefficients in bfloat16, times faster
+ADAPTERS_TARGET = 30.0  # a projection of an adapter, times faster
+CHECKPOINTS_TARGET = 2.0  # a projection of a full checkpoint, times faster
+MEMORY_TARGET = 5.0  # the same, times less memory above imports
+
+COEFS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANK = 32
+FULL = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 3072, "vocab_size": 32_000}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison: what both sides took, a round each, in `unit`; `target` None is for information alone."""
+
+    job: str
+    unit: str
+    plain: list[float]
+    ours: list[float]
+    target: float | None
+    difference: float
+    """largest, relative to the size of the numbers"""
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.plain, self.ours, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+
+def main(
+    part: Literal["merging", "merging_float32", "adapters", "checkpoints"] = "merging",
+    rounds: int = 5,
+    threads: int = 1,
+    seed: int = 0,
+    output_path: str | None = None,
+    side: str | None = None,
+    folder: str | None = None,
+) -> None:
+    """Print a table of ratios to a plain implementation, with machine, commit and command.
+
+    Args:
+        part: which comparison; each takes about a minute.
+        rounds: of both sides, interleaved.
+        threads: of the processor.
+        seed: of the random weights and factors.
+        output_path: also write the numbers of every round to this JSON file.
+        side: instead, project a checkpoint once in this way (plain or ours) and print what it took as JSON (what the
+            command starts for the checkpoints).
+        folder: where that checkpoint, its original and the direction are.
+    """
+    if rounds < 1 or threads < 1:
+        raise ValueError(f"rounds {rounds} and threads {threads}: expected at least 1 of each")
+    if side is not None:
+        if side not in PROJECTED or folder is None:
+            raise ValueError(f"side {side!r} in {folder}: expected {' or '.join(PROJECTED)} and a folder")
+        print(json.dumps(projected_once(side, Path(folder), threads)))
+        return
+    import torch
+
+    from persona_vectors.files import check_output_path, write_bytes_atomic
+
+    if output_path is not None:
+        check_output_path(output_path)
+    torch.set_num_threads(threads)
+    started = time.monotonic()
+    if part == "adapters":
+        lines = [adapters(FULL, rounds, seed)]
+    elif part == "checkpoints":
+        lines = checkpoints(FULL, rounds, threads, seed)
+    else:
+        lines = merging(FULL, "float32" if part == "merging_float32" else "bfloat16", rounds, seed)
+    print("\n".join([*heading(threads, rounds), *table(lines), "", f"took {time.monotonic() - started:.0f} s"]))
+    if output_path is not None:
+        content = {
+            "heading": heading(threads, rounds),
+            "lines": [asdict(line) | {"ratio": line.ratio} for line in lines],
+        }
+        write_bytes_atomic(Path(output_path), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def random_model(size: dict[str, int], dtype: str, seed: int) -> Any:
+    """A random Qwen2 whose output head is its embedding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    heads = size["hidden_size"] // 64
+    config = AutoConfig.for_model(
+        "qwen2", **size, num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), tie_word_embeddings=True
+    )
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02)
+    return model.eval()
+
+
+def random_direction(size: dict[str, int], rank: int, seed: int, base: str = "random") -> WeightDirection:
+    """Random changes at this rank of all linear modules, about a tenth as large as the weights."""
+    import torch
+
+    from persona_vectors.weight_direction import LowRank, WeightDirection
+
+    generator, width, inner = torch.Generator().manual_seed(seed), size["hidden_size"], size["intermediate_size"]
+    values = max(1, width // 64 // 4) * 64
+    shapes = dict(zip(KINDS, [(width, width), (values, width), (values, width), (width, width)], strict=False))
+    shapes |= {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    modules = {}
+    for block in range(size["num_hidden_layers"]):
+        for kind in KINDS:
+            d_out, d_in = shapes[kind]
+            A = torch.randn(rank, d_in, generator=generator) * d_in**-0.5
+            B = torch.randn(d_out, rank, generator=generator) * 0.002 * (d_in / rank) ** 0.5
+            modules[f"model.layers.{block}.{'self_attn' if len(kind) == 6 else 'mlp'}.{kind}"] = LowRank(A, B)
+    return WeightDirection(modules, base)
+
+
+def persona(size: dict[str, int], seed: int, base: str = "random") -> WeightDirection:
+    """The difference of two adapters: rank 64."""
+    from persona_vectors.weight_direction import difference
+
+    return difference(random_direction(size, RANK, seed + 1, base), random_direction(size, RANK, seed + 2, base))
+
+
+def plain_sweep(model: Any, direction: WeightDirection, in_weights_dtype: bool = False) -> Iterator[float]:
+    """Each coefficient, while it is merged: all weights cloned, B @ A materialised, the clone loaded back.
+
+    Args:
+        in_weights_dtype: the factors are cast before they are multiplied, instead of what they make.
+    """
+    import torch
+
+    for coef in COEFS:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for name, module in direction.modules.items():
+            weight = model.get_submodule(name).weight
+            A, B = (one.to(weight.dtype) if in_weights_dtype else one for one in (module.A, module.B))
+            with torch.no_grad():
+                weight += (coef * (B @ A)).to(weight.dtype)
+        yield coef
+        model.load_state_dict(before)
+
+
+def our_sweep(model: Any, direction: WeightDirection) -> Iterator[float]:
+    """The same by LoRAMerger: copies at the start and restores at the end."""
+    from lora_utils import LoRAMerger
+
+    with LoRAMerger(model) as merger:
+        for coef in COEFS:
+            merger.merge_lora_diff(direction, coef)
+            yield coef
+
+
+def merging(size: dict[str, int], dtype: str, rounds: int, seed: int) -> list[Line]:
+    """A sweep of 8 coefficients against the plain one, and against it with factors in the weights' dtype."""
+    model, direction = random_model(size, dtype, seed), persona(size, seed)
+    difference = furthest(model, direction)
+    plain: list[float] = []
+    cast: list[float] = []
+    ours: list[float] = []
+    for _ in range(rounds):
+        timed(plain, lambda: list(plain_sweep(model, direction)))
+        timed(ours, lambda: list(our_sweep(model, direction)))
+        timed(cast, lambda: list(plain_sweep(model, direction, in_weights_dtype=True)))
+    job = f"{len(COEFS)} coefficients merged and restored, {dtype}"
+    lines = [Line(job, "s", plain, ours, MERGING_TARGET if dtype == "bfloat16" else None, difference)]
+    return lines + [Line("the same, plain with factors in bfloat16", "s", cast, ours, None, difference)] * (
+        dtype == "bfloat16"
+    )
+
+
+def furthest(model: Any, direction: WeightDirection) -> float:
+    """The largest difference of a merged weight between both sides, over the largest weight; and both must restore.
+
+    Raises:
+        RuntimeError: a weight that is not restored to the bit.
+    """
+    import torch
+
+    name = list(direction.modules)[-1]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    seen = []
+    for sweep in (plain_sweep(model, direction), our_sweep(model, direction)):
+        seen.append([model.get_submodule(name).weight.detach().float().clone() for _coef in sweep])
+        if wrong := [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]:
+            raise RuntimeError(f"{wrong[0]} was not restored")
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*seen, strict=True))
+
+
+def plain_products(finetuned: WeightDirection, direction: WeightDirection) -> dict[str, float]:
+    """`<dW, L>` of every module, both of them materialised."""
+    found = {}
+    for name, module in direction.modules.items():
+        other = finetuned.modules[name]
+        found[name] = float(((other.B @ other.A) * (module.B @ module.A)).sum())
+    return found
+
+
+def adapters(size: dict[str, int], rounds: int, seed: int) -> Line:
+    """An adapter of rank 32 projected on a direction of rank 64, 168 modules."""
+    from persona_vectors.weight_direction import norm, products
+
+    finetuned, direction = random_direction(size, RANK, seed + 3), persona(size, seed)
+    plain: list[float] = []
+    ours: list[float] = []
+    for _ in range(rounds + 1):  # the first warms up
+        theirs = timed(plain, lambda: plain_products(finetuned, direction))
+        found = timed(ours, lambda: products(finetuned, direction))
+    difference = max(abs(theirs[name] - found[name]) for name in theirs) / (norm(finetuned) * norm(direction))
+    job = f"an adapter of rank {finetuned.rank} on a direction of rank {direction.rank}"
+    return Line(job, "s", plain[1:], ours[1:], ADAPTERS_TARGET, difference)
+
+
+def plain_projection(folder: Path) -> tuple[float, float]:
+    """`<dW, L> / |L|` and `|dW|`: both models loaded, every parameter subtracted."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from persona_vectors.weight_files import load_direction
+
+    direction = load_direction(folder / "direction.pt")
+    dtype = torch.bfloat16
+    before = dict(AutoModelForCausalLM.from_pretrained(folder / "original", dtype=dtype).named_parameters())
+    after = dict(AutoModelForCausalLM.from_pretrained(folder / "finetuned", dtype=dtype).named_parameters())
+    product = squared = size = 0.0
+    with torch.no_grad():
+        for name in before:
+            delta = after[name].float() - before[name].float()
+            squared += float(delta.square().sum())
+            module = direction.modules.get(name.removesuffix(".weight"))
+            if module is not None:
+                made = module.B @ module.A
+                product += float((delta * made).sum())
+                size += float(made.square().sum())
+    return product / size**0.5, squared**0.5
+
+
+def our_projection(folder: Path) -> tuple[float, float]:
+    """The same, a tensor at a time from the files."""
+    from lora_utils import WeightProjector
+
+    projector = WeightProjector(folder / "direction.pt")
+    found = projector.measure(str(folder / "finetuned"), str(folder / "original"))
+    return found.total, found.norm
+
+
+PROJECTED: dict[str, Callable[[Path], tuple[float, float]]] = {"plain": plain_projection, "ours": our_projection}
+
+
+def projected_once(side: str, folder: Path, threads: int) -> dict[str, float]:
+    """Seconds, peak MiB above imports, and the values of one side, in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import lora_utils
+
+    del AutoModelForCausalLM, lora_utils  # imported, with what they import, before anything is counted
+    torch.set_num_threads(threads)
+    warm_up()
+    start_memory, start = memory("VmRSS"), time.process_time()
+    total, norm = PROJECTED[side](folder)
+    seconds = time.process_time() - start
+    return {"seconds": seconds, "mib": memory("VmHWM") - start_memory, "total": total, "norm": norm}
+
+
+def warm_up() -> None:
+    """A tiny model built, saved and loaded: what transformers imports when it is first used is imported."""
+    from transformers import AutoModelForCausalLM
+
+    tiny = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
+    with tempfile.TemporaryDirectory() as folder:
+        write_pair(Path(folder), tiny, 0)
+        AutoModelForCausalLM.from_pretrained(Path(folder) / "original")
+        for project in PROJECTED.values():
+            project(Path(folder))
+
+
+def memory(field: str) -> float:
+    """Of this process, in MiB: VmRSS now, VmHWM its peak. A child's ru_maxrss would start at its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+
+
+def write_pair(folder: Path, size: dict[str, int], seed: int) -> None:
+    """An original, its full finetuning and a direction, in a folder."""
+    import torch
+
+    from persona_vectors.weight_files import save_factors
+
+    model = random_model(size, "bfloat16", seed)
+    model.save_pretrained(folder / "original")
+    torch.manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, dtype=parameter.dtype) * 0.002
+    model.save_pretrained(folder / "finetuned")
+    save_factors(persona(size, seed, str(folder / "original")), folder / "direction.pt")
+
+
+def checkpoints(size: dict[str, int], rounds: int, threads: int, seed: int) -> list[Line]:
+    """A full finetuning projected on the direction: time and memory, each side in processes of its own."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in PROJECTED}
+    with tempfile.TemporaryDirectory() as folder:
+        write_pair(Path(folder), size, seed)
+        for _ in range(rounds):
+            for side, runs in found.items():
+                command = [sys.executable, "-m", "benchmarks.weights", f"--side={side}", f"--folder={folder}"]
+                command.append(f"--threads={threads}")
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+    plain, ours = found["plain"], found["ours"]
+    difference = max(abs(plain[0][key] / ours[0][key] - 1) for key in ("total", "norm"))
+    return [
+        Line(job, unit, [run[key] for run in plain], [run[key] for run in ours], target, difference)
+        for job, unit, key, target in (
+            ("a full checkpoint on a direction", "s", "seconds", CHECKPOINTS_TARGET),
+            ("the same, peak memory above imports", "MiB", "mib", MEMORY_TARGET),
+        )
+    ]
+
+
+def timed(seconds: list[float], job: Callable[[], Any]) -> Any:
+    """The job's result; its seconds are added to the list."""
+    start = time.process_time()
+    result = job()
+    seconds.append(time.process_time() - start)
+    return result
+
+
+def heading(threads: int, rounds: int) -> list[str]:
+    import os
+
+    from benchmarks.reading import processor
+    from persona_vectors.files import provenance
+
+    made = provenance()
+    return [
+        f"machine: {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
+        f"{threads} thread(s), seconds of processor time; medians of {rounds} interleaved rounds",
+        f"commit: {made['git_commit']}; torch {made['versions']['torch']}, "
+        f"transformers {made['versions']['transformers']}, python {made['python']}",
+        f"command: python -m benchmarks.{made['command'].replace('.py', '')}",
+        "",
+    ]
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    rows = ["| job | plain | ours | ratio (lowest-highest) | target | difference |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        verdict = "" if line.target is None else "reached" if line.ratio >= line.target else "MISSED"
+        cells = [
+            line.job,
+            f"{statistics.median(line.plain):.3g} {line.unit}",
+            f"{statistics.median(line.ours):.3g} {line.unit}",
+            f"{line.ratio:.1f} ({min(line.ratios):.1f}-{max(line.ratios):.1f})",
+            "-" if line.target is None else f"{line.target:g} {verdict}",
+            f"{line.difference:.1e}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(main)
