@@ -38,6 +38,7 @@ MEMORY_TARGET = 5.0  # the same, times less memory above imports
 COEFS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 32
+RANKS = (32, 16, 8)  # of adapters; the target is for the first
 FULL = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 3072, "vocab_size": 32_000}
 
 
@@ -99,7 +100,7 @@ def main(
     torch.set_num_threads(threads)
     started = time.monotonic()
     if part == "adapters":
-        lines = [adapters(FULL, rounds, seed)]
+        lines = [adapters(FULL, rank, rounds, seed, ADAPTERS_TARGET if rank == RANK else None) for rank in RANKS]
     elif part == "checkpoints":
         lines = checkpoints(FULL, rounds, threads, seed)
     else:
@@ -153,11 +154,11 @@ def random_direction(size: dict[str, int], rank: int, seed: int, base: str = "ra
     return WeightDirection(modules, base)
 
 
-def persona(size: dict[str, int], seed: int, base: str = "random") -> WeightDirection:
-    """The difference of two adapters: rank 64."""
+def persona(size: dict[str, int], seed: int, base: str = "random", rank: int = RANK) -> WeightDirection:
+    """The difference of two adapters, at twice their rank."""
     from persona_vectors.weight_direction import difference
 
-    return difference(random_direction(size, RANK, seed + 1, base), random_direction(size, RANK, seed + 2, base))
+    return difference(random_direction(size, rank, seed + 1, base), random_direction(size, rank, seed + 2, base))
 
 
 def plain_sweep(model: Any, direction: WeightDirection, in_weights_dtype: bool = False) -> Iterator[float]:
@@ -234,11 +235,11 @@ def plain_products(finetuned: WeightDirection, direction: WeightDirection) -> di
     return found
 
 
-def adapters(size: dict[str, int], rounds: int, seed: int) -> Line:
-    """An adapter of rank 32 projected on a direction of rank 64, 168 modules."""
+def adapters(size: dict[str, int], rank: int, rounds: int, seed: int, target: float | None) -> Line:
+    """An adapter projected on a direction of twice its rank, 168 modules."""
     from persona_vectors.weight_direction import norm, products
 
-    finetuned, direction = random_direction(size, RANK, seed + 3), persona(size, seed)
+    finetuned, direction = random_direction(size, rank, seed + 3), persona(size, seed, rank=rank)
     plain: list[float] = []
     ours: list[float] = []
     for _ in range(rounds + 1):  # the first warms up
@@ -246,7 +247,7 @@ def adapters(size: dict[str, int], rounds: int, seed: int) -> Line:
         found = timed(ours, lambda: products(finetuned, direction))
     difference = max(abs(theirs[name] - found[name]) for name in theirs) / (norm(finetuned) * norm(direction))
     job = f"an adapter of rank {finetuned.rank} on a direction of rank {direction.rank}"
-    return Line(job, "s", plain[1:], ours[1:], ADAPTERS_TARGET, difference)
+    return Line(job, "s", plain[1:], ours[1:], target, difference)
 
 
 def plain_projection(folder: Path) -> tuple[float, float]:
