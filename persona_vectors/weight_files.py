@@ -23,6 +23,7 @@ from persona_vectors.weight_direction import LowRank, WeightDirection
 
 FORMAT = "persona-lora/1"
 PREFIX = "base_model.model."
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _PARTS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias"}
 
 
@@ -82,6 +83,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is of a DoRA adapter, whose change of the weights is not B @ A alone")
     if config.get("alora_invocation_tokens"):
         raise ValueError(f"{path} is of an activated LoRA, which acts on some tokens only; expected a plain LoRA")
+    if str(start := config.get("init_lora_weights")).lower().startswith(_CHANGE_THE_BASE):
+        raise ValueError(
+            f"{path} has init_lora_weights {start}, which changed the base too, so what it adds is not B @ A; save it "
+            "with PEFT's path_initial_model_for_weight_conversion"
+        )
     return config
 
 
@@ -123,10 +129,11 @@ def _load_factors(path: Path) -> WeightDirection:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is no file of factors: {str(error).splitlines()[0]}") from None
+        said = (str(error) or "it ends too early").splitlines()[0]
+        raise ValueError(f"{path} is no file of factors: {said}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} {_what_else(content)}; make one with python extract_persona_lora.py")
-    modules = {name: _factors(name, parts, path) for name, parts in content["modules"].items()}
+    modules = {name: _factors(name, parts, path) for name, parts in content.get("modules", {}).items()}
     if not modules:
         raise ValueError(f"{path} changes no module")
     return _finite(WeightDirection(modules, content.get("base", ""), read_sidecar(path)), path)
