@@ -27,7 +27,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """What old checkpoints hold beside parameters."""
 DTYPES = ("F32", "F16", "BF16", "F64")
-_ENTRIES_AT_ONCE = 2**22
+_ENTRIES_AT_ONCE, _BLOCKS_READ = 2**18, 16
 FULL_SVD_UP_TO = 512
 """The smaller side of a matrix whose singular values are computed exactly; of larger ones by random projections."""
 
@@ -69,30 +69,42 @@ class Pair:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.original.parameters[name].shape
 
-    def delta(self, name: str, rows: slice | None = None) -> Tensor:
-        """`finetuned - original` of a parameter, or of these rows of it, in float32.
+    def delta(self, name: str) -> Tensor:
+        """`finetuned - original` of a parameter, in float32.
 
         Raises:
             ValueError: it is not finite.
         """
-        after = self.finetuned.read(name, rows)
-        delta = after.to(torch.float32, copy=True).sub_(self.original.read(name, rows))
-        # a sum is not finite where an entry is not, and costs a tenth of looking at each
-        if not torch.isfinite(delta.sum()) and not torch.isfinite(delta).all():
-            raise ValueError(f"{name} of {self.finetuned.name} less that of {self.original.name} is not finite")
-        return delta
+        delta = torch.empty(self.shape(name))
+        return self._subtracted(name, delta, self.finetuned.read(name), self.original.read(name))
 
-    def squared(self, name: str) -> float:
-        """`|finetuned - original|^2` of a parameter, some rows at a time: an embedding is never held.
+    def blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """`delta` some rows at a time, and which: an embedding is never held, and a block stays in the cache.
 
-        Raises:
-            ValueError: it is not finite.
+        A block is overwritten by the next one.
         """
         shape = self.shape(name)
-        step = max(1, _ENTRIES_AT_ONCE // max(1, math.prod(shape[1:])))
-        if not shape or shape[0] <= step:
-            return squared(self.delta(name))
-        return sum(squared(self.delta(name, slice(start, start + step))) for start in range(0, shape[0], step))
+        if not shape:
+            yield slice(None), self.delta(name)
+            return
+        width = max(1, math.prod(shape[1:]))
+        step = max(1, _ENTRIES_AT_ONCE // width)
+        n_read = step * _BLOCKS_READ
+        memory = torch.empty(min(step, shape[0]), *shape[1:])
+        for first in range(0, shape[0], n_read):
+            rows = slice(first, first + n_read) if shape[0] > n_read else None
+            after, before = self.finetuned.read(name, rows), self.original.read(name, rows)
+            for start in range(0, len(after), step):
+                part = slice(start, min(start + step, len(after)))
+                block = self._subtracted(name, memory[: part.stop - start], after[part], before[part])
+                yield slice(first + start, first + part.stop), block
+
+    def _subtracted(self, name: str, out: Tensor, after: Tensor, before: Tensor) -> Tensor:
+        out.copy_(after).sub_(before)
+        # a sum is not finite where an entry is not, and costs a tenth of looking at each
+        if not torch.isfinite(out.sum()) and not torch.isfinite(out).all():
+            raise ValueError(f"{name} of {self.finetuned.name} less that of {self.original.name} is not finite")
+        return out
 
 
 def weight_deltas(
@@ -266,7 +278,7 @@ def as_direction_of_deltas(
     if not modules:
         raise ValueError(f"{finetuned} has the linear modules of {original} unchanged; expected a finetuning of it")
     own = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
-    outside = sum(pair.squared(name) for name in pair.names if name not in own)
+    outside = sum(squared(block) for name in pair.names if name not in own for _, block in pair.blocks(name))
     record = {"finetuned": finetuned, "original": original, "rank": rank, "left_out": outside / (inside + outside)}
     return WeightDirection(modules, original, record), residuals
 

@@ -46,6 +46,10 @@ class LowRank:
         """delta_w itself, for a module that is small enough."""
         return self.B @ self.A
 
+    def at_rows(self, rows: slice) -> LowRank:
+        """These rows of delta_w, and of its bias."""
+        return LowRank(self.A, self.B[rows], None if self.bias is None else self.bias[rows])
+
     def times(self, coef: float) -> LowRank:
         """coef * delta_w; coef is folded into B."""
         return LowRank(self.A, coef * self.B, None if self.bias is None else coef * self.bias)

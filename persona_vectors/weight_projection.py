@@ -151,16 +151,15 @@ def project(
         own = {key: one[name] for key, one in modules.items() if name in one}
         drawn = {key: list(_random_parts(name, one, n_random, seed)) for key, one in own.items()}
         for s, shift in shifts.items():
-            change = shift.of(name) if name in entries[s] and own else None
-            size = _squared(change) if change is not None else shift.squared(name) if name in entries[s] else 0.0
+            size, dots = 0.0, dict.fromkeys(directions, 0.0)
+            for rows, change in shift.blocks(name) if name in entries[s] else ():
+                size += _squared(change)
+                for d, module in own.items():
+                    dots[d] += inner(change, module.at_rows(rows))
+                    random[s, d] += _inners(change, [one.at_rows(rows) for one in drawn[d]])
             for d in directions:
-                dot = 0.0
-                if change is not None and d in own:
-                    dot = inner(change, own[d])
-                    random[s, d] += _inners(change, drawn[d])
                 if name in entries[s] or d in own:
-                    parts[s, d][name] = Part(dot, size, sizes[d].get(name, 0.0), entries[s].get(name, 0))
-            del change  # before the next one is read
+                    parts[s, d][name] = Part(dots[d], size, sizes[d].get(name, 0.0), entries[s].get(name, 0))
     return {pair: Projection(own, random[pair] / norms[pair[1]]) for pair, own in parts.items()}
 
 
@@ -225,8 +224,10 @@ def _inners(change: LowRank | Dense, directions: Sequence[LowRank]) -> Float[np.
     step = max(1, _MOST_AT_ONCE // max(1, rank * d_out))
     for start in range(0, len(directions), step) if rank else ():
         some = directions[start : start + step]
-        A = torch.cat([one.A for one in some]).to(device)  # (n r, d_in)
-        B = torch.cat([one.B for one in some], dim=1).to(device)  # (d_out, n r)
+        A, B = some[0].A, some[0].B
+        if len(some) > 1:  # one alone needs no copy
+            A, B = torch.cat([one.A for one in some]), torch.cat([one.B for one in some], dim=1)
+        A, B = A.to(device), B.to(device)  # (n r, d_in), (d_out, n r)
         if isinstance(change, LowRank):
             terms = (change.B.T @ B) * (change.A @ A.T)  # (r', n r)
         elif weight is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from persona_vectors.models import resolve_model
 from persona_vectors.weight_deltas import Pair, linear_modules, open_pair, skeleton, squared
-from persona_vectors.weight_direction import LowRank, WeightDirection, product
+from persona_vectors.weight_direction import LowRank, WeightDirection
 from persona_vectors.weight_files import load_adapter, load_direction
 
 
@@ -39,12 +40,9 @@ class AdapterShift:
     def shape(self, module: str) -> tuple[int, ...]:
         return self.direction.modules[module].shape
 
-    def of(self, module: str) -> LowRank:
-        return self.direction.modules[module]
-
-    def squared(self, module: str) -> float:
-        """|dW|^2 of a module."""
-        return max(product(self.of(module), self.of(module)), 0.0)
+    def blocks(self, module: str) -> Iterator[tuple[slice, LowRank]]:
+        """The change of all the module's rows."""
+        yield slice(None), self.direction.modules[module]
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,16 @@ class CheckpointShift:
         shape = self.pair.shape(self._weight(module) or f"{module}.bias")
         return shape[::-1] if module in self.transposed else shape
 
-    def of(self, module: str) -> Dense:
+    def blocks(self, module: str) -> Iterator[tuple[slice, Dense]]:
+        """Rows of the module's change, and which: some at a time, and the bias alone; all of a transposed weight at once."""
         own, bias = self._weight(module), f"{module}.bias"
-        weight = self.pair.delta(own) if own else None
-        if weight is not None and module in self.transposed:
-            weight = weight.T
-        return Dense(weight, self.pair.delta(bias) if bias in self.pair.names else None)
-
-    def squared(self, module: str) -> float:
-        """|dW|^2 of a module, which is not held."""
-        own = {self._weight(module), f"{module}.bias"}
-        return sum(self.pair.squared(name) for name in self.pair.original.parameters if name in own)
+        if own and module in self.transposed:
+            yield slice(None), Dense(self.pair.delta(own).T)
+        elif own:
+            for rows, delta in self.pair.blocks(own):
+                yield rows, Dense(delta)
+        if bias in self.pair.names:
+            yield slice(None), Dense(None, self.pair.delta(bias))
 
     def _weight(self, module: str) -> str | None:
         return next((name for name in (f"{module}.weight", module) if name in self.pair.original.parameters), None)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_utils import LoRAMerger, compute_finetuning_weight_delta, finetuning_as_adapter
-from persona_vectors.weight_deltas import as_direction_of_deltas, linear_modules, skeleton, weight_deltas
+from persona_vectors.weight_deltas import as_direction_of_deltas, linear_modules, open_pair, skeleton, weight_deltas
 from persona_vectors.weight_files import load_direction
 from tests.tiny_models import tiny_model
 
@@ -38,6 +38,19 @@ def test_deltas_are_those_of_the_loaded_models_whole_or_sharded(tmp_path, archit
     for name, delta in found.items():
         assert delta.dtype == torch.float32
         torch.testing.assert_close(delta.double(), after[name] - before[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("entries", "read"), [(1, 1), (100, 2), (500, 1), (2**18, 16)])
+def test_blocks_are_the_delta_in_rows(tmp_path, monkeypatch, entries, read):
+    monkeypatch.setattr("persona_vectors.weight_deltas._ENTRIES_AT_ONCE", entries)
+    monkeypatch.setattr("persona_vectors.weight_deltas._BLOCKS_READ", read)
+    pair = open_pair(save(tmp_path / "a", dtype=torch.bfloat16), save(tmp_path / "b", seed=1, dtype=torch.bfloat16))
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"):
+        delta, after = pair.delta(name), 0
+        for rows, block in pair.blocks(name):
+            assert rows.start == after and torch.equal(block, delta[rows])
+            after = rows.stop
+        assert after == len(delta)
 
 
 def test_only_what_is_asked_for_is_read(tmp_path):

@@ -101,6 +101,12 @@ def test_products_norms_and_cosines_are_the_dense_ones(r, k, some, others, bias,
     assert cosine(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+def test_rows_of_a_change():
+    module = direction(1, bias=True).modules["lm_head"]
+    part = module.at_rows(slice(3, 7))
+    assert torch.equal(part.delta(), module.delta()[3:7]) and torch.equal(part.bias, module.bias[3:7])
+
+
 def test_crosstalk_is_every_cosine():
     many = {"evil": direction(0), "kind": combine([(direction(0), -2.0)]), "other": direction(5)}
     found = crosstalk(many)
