@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """What old checkpoints hold beside parameters."""
 DTYPES = ("F32", "F16", "BF16", "F64")
+_BYTES_UNTIL_REOPENED = 2**24
 _ENTRIES_AT_ONCE, _BLOCKS_READ = 2**18, 16
 FULL_SVD_UP_TO = 512
 """The smaller side of a matrix whose singular values are computed exactly; of larger ones by random projections."""
@@ -49,13 +51,24 @@ class Checkpoint:
     parameters: Mapping[str, Stored]
     is_tied: bool
 
+    _open: dict[Path, tuple[Any, int]] = field(default_factory=dict, repr=False, compare=False)
+    """files that are open, and how many bytes were read from each"""
+
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """The parameter, or these rows of it, as it is stored. The file is closed at once, or its pages add up."""
+        """The parameter, or these rows of it, as it is stored.
+
+        A file's pages stay in memory while it is open, and opening it reads its header: it is opened anew after some
+        MiB.
+        """
         from safetensors import safe_open
 
         stored = self.parameters[name]
-        with safe_open(stored.file, framework="pt") as file:
-            return file.get_tensor(stored.key) if rows is None else file.get_slice(stored.key)[rows]
+        file, n_bytes = self._open.get(stored.file, (None, 0))
+        if file is None or n_bytes > _BYTES_UNTIL_REOPENED:
+            file, n_bytes = safe_open(stored.file, framework="pt"), 0
+        tensor = file.get_tensor(stored.key) if rows is None else file.get_slice(stored.key)[rows]
+        self._open[stored.file] = file, n_bytes + tensor.nbytes
+        return tensor
 
 
 @dataclass(frozen=True)

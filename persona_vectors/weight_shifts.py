@@ -67,7 +67,10 @@ class CheckpointShift:
         return shape[::-1] if module in self.transposed else shape
 
     def blocks(self, module: str) -> Iterator[tuple[slice, Dense]]:
-        """Rows of the module's change, and which: some at a time, and the bias alone; all of a transposed weight at once."""
+        """Rows of the module's change, and which: some at a time (a transposed weight whole), then the bias alone.
+
+        A block is overwritten by the next one.
+        """
         own, bias = self._weight(module), f"{module}.bias"
         if own and module in self.transposed:
             yield slice(None), Dense(self.pair.delta(own).T)
