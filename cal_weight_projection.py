@@ -10,25 +10,18 @@ Nothing is run but inner products of weights: of an adapter from its factors, of
 
 from __future__ import annotations
 
-from typing import Any
-
 from persona_vectors import cli
+from persona_vectors.lazy import published
 
 N_RANDOM, N_RANDOM_SCORED = 20, 200
-_WHERE = {
-    "compute_single_projection": "eval.weight_projection_measure",
-    "compute_projection_dataset": "eval.weight_projection_measure",
-    "compute_projection_correlation": "eval.weight_projection_scores",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """The published functions, imported when asked for: they need torch, a typo does not."""
-    if name in _WHERE:
-        import importlib
-
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = published(
+    __name__,
+    {
+        "compute_single_projection": "eval.weight_projection_measure",
+        "compute_projection_dataset": "eval.weight_projection_measure",
+        "compute_projection_correlation": "eval.weight_projection_scores",
+    },
+)
 
 
 def main(

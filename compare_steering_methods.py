@@ -7,25 +7,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from eval.questions import DEFAULT_JUDGE
 from persona_vectors import cli
+from persona_vectors.lazy import published
 
-_WHERE = {
-    "compare_behavior_vs_coefficient": "eval.compare_behavior",
-    "measure_latency": "eval.compare_latency",
-    "analyze_space_relationship": "eval.compare_spaces",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """The published functions, imported when asked for: they need torch, a typo does not."""
-    if name in _WHERE:
-        import importlib
-
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = published(
+    __name__,
+    {
+        "compare_behavior_vs_coefficient": "eval.compare_behavior",
+        "measure_latency": "eval.compare_latency",
+        "analyze_space_relationship": "eval.compare_spaces",
+    },
+)
 
 
 def main(

@@ -13,7 +13,8 @@ from eval.model_utils import Steering, WeightSteering, load_vector_for
 from eval.questions import Question, load_persona_questions
 from eval.sweep import Setting, check_once, random_seed
 from persona_vectors.statistics import random_directions
-from persona_vectors.weight_direction import WeightDirection, norm, random_like
+from persona_vectors.weight_direction import WeightDirection, random_like
+from persona_vectors.weight_hooks import check_fits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,9 +103,7 @@ def check(asked: Asked) -> Checked:
     name = next(iter(questions[0].judge_prompts))
     vector = load_vector_for(asked.model, asked.activation_vector_path, asked.layer)
     direction = as_direction(asked.lora_diff_path)
-    check_fits(asked.model, direction)
-    if not norm(direction) > 0:
-        raise ValueError(f"{asked.lora_diff_path} is zero everywhere, so it steers nowhere")
+    check_fits(asked.model, {asked.lora_diff_path: direction})
     settings = settings_of(asked, name, vector, direction)
     record = _record(asked, questions, vector, direction)
     _refuse_other(asked, record)
@@ -126,25 +125,6 @@ def _check_numbers(asked: Asked) -> None:
             raise ValueError(f"--{flag} {unusable[0]} is not a finite number")
         if not any(coefs):
             raise ValueError(f"--{flag} has no coefficient other than 0, so there is nothing to compare")
-
-
-def check_fits(model_name: str, direction: WeightDirection) -> None:
-    """Refuses a direction of another model, from the model's config alone: no weight is read.
-
-    Raises:
-        ValueError: a module that the model has not, or one of another shape.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from persona_vectors.models import resolve_model
-    from persona_vectors.weight_hooks import find_modules
-
-    config = AutoConfig.from_pretrained(resolve_model(model_name).base)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    empty.config._name_or_path = model_name
-    find_modules(empty, direction)
 
 
 def settings_of(asked: Asked, trait: str, vector: Tensor, direction: WeightDirection) -> list[Setting]:

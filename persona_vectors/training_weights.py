@@ -16,7 +16,7 @@ from persona_vectors.files import read_sidecar
 from persona_vectors.training_config import AnySteering, LoraSteeringConfig
 from persona_vectors.weight_direction import WeightDirection, combine, norm, random_like
 from persona_vectors.weight_files import load_direction
-from persona_vectors.weight_hooks import DynamicWeights, find_modules
+from persona_vectors.weight_hooks import DynamicWeights, check_fits, find_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,28 +34,7 @@ def check_steering(model: str, steering: AnySteering) -> None:
 
 def check_directions(model: str, steering: LoraSteeringConfig) -> None:
     """Refuses, with a ValueError, directions that are not there, are zero, or do not fit the model's modules."""
-    shape = model_without_weights(model)
-    for path, direction in zip(steering.paths, directions_for(steering), strict=True):
-        if not norm(direction) > 0:
-            raise ValueError(f"{path} is zero everywhere; it would not steer")
-        if shape is not None:
-            find_modules(shape, direction)
-
-
-def model_without_weights(model: str) -> nn.Module | None:
-    """The model's modules, from its config alone; None where the config is not enough to build it."""
-    from transformers import AutoModelForCausalLM
-
-    from persona_vectors.models import load_config, resolve_model
-
-    config: Any = load_config(model)
-    try:
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config)
-    except (ValueError, RuntimeError, NotImplementedError):
-        return None
-    built.name_or_path = resolve_model(model).label
-    return built
+    check_fits(model, dict(zip(steering.paths, directions_for(steering), strict=True)))
 
 
 def directions_for(steering: LoraSteeringConfig) -> list[WeightDirection]:

@@ -20,10 +20,11 @@ from persona_vectors import cli, training_weights
 from persona_vectors.models import load_model
 from persona_vectors.training_config import LoraSteeringConfig, TrainingConfig, load_training_config
 from persona_vectors.training_run import run_key
-from persona_vectors.training_weights import act_on, direction_record, directions_for, model_without_weights
+from persona_vectors.training_weights import act_on, direction_record, directions_for
 from persona_vectors.training_weights_receipt import check_modules, check_modules_untouched, read_modules
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, norm
 from persona_vectors.weight_files import save_adapter, save_factors
+from persona_vectors.weight_hooks import check_fits
 from tests.conftest import ROOT
 from tests.test_training import losses, same, settings_of
 from tests.tiny_models import tiny_model, word_tokenizer
@@ -434,10 +435,17 @@ def test_a_direction_of_another_model_is_said(folder, tmp_path, run, capsys):
     assert record["directions"][0]["made_from"] == "org/another"
 
 
-def test_the_modules_are_known_from_the_config_alone(folder):
-    shape = model_without_weights(str(folder / "model"))
-    assert shape is not None and all(parameter.is_meta for parameter in shape.parameters())
-    assert {name for name, _ in shape.named_modules()} == {name for name, _ in tiny_model("llama").named_modules()}
+def test_what_fits_is_known_from_the_config_alone(folder, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "model" / name, tmp_path)
+    A, B = torch.ones(1, 64), torch.ones(64, 1)
+    width = tiny_model("llama").config.hidden_size
+    fits = WeightDirection({"model.layers.0.self_attn.q_proj": LowRank(A[:, :width], B[:width])})
+    check_fits(str(tmp_path), {"d": fits})
+    with pytest.raises(ValueError, match=r"no model\.layers\.7\.self_attn\.q_proj"):
+        check_fits(str(tmp_path), {"d": WeightDirection({"model.layers.7.self_attn.q_proj": LowRank(A, B)})})
+    with pytest.raises(ValueError, match="d is zero everywhere"):
+        check_fits(str(tmp_path), {"d": WeightDirection({name: one.times(0.0) for name, one in fits.modules.items()})})
 
 
 def test_a_comparison_knows_the_block(folder):
