@@ -112,7 +112,8 @@ def run(tmp_path, serve, capsys):
         code = cli.run(generate_dataset.main, argv)
         out, err = capsys.readouterr()
         last = err.rstrip("\n").split("\n")[-1]
-        assert "Traceback" not in err or code == 130  # the test's server may complain that a client has gone
+        served = "socketserver.py" in err  # the test's server, in its own thread, complains that a client has gone
+        assert "Traceback" not in err or code == 130 or served
         assert (code == 0) != last.startswith(("error: ", "unfinished: ", "interrupted"))
         return SimpleNamespace(code=code, out=out, err=last, folder=tmp_path / "out")
 
