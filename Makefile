@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 
 # the slowest files first, so that no worker is left alone with one at the end
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_readme.py tests/test_readme_apart.py tests/test_paper_script.py tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_readme.py tests/test_readme_apart.py tests/test_paper_script.py tests/test_readme_weights.py tests
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -30,12 +30,16 @@ STAND_INS = {
     "--num_processes 8 training.py configs/train_instruct_7b.json": "training.py configs/two_processes.json",
     "--n_rows 1000": "--n_rows 12",
     "--layers 2 3 --coefs 0.5 1 1.5 2 --n_random 2": "--layers 3 --coefs 1 2 --n_random 1",
+    "--n_per_question 2 --max_tokens 80 --test_latency": "--coefficients 1 --n_random 1 --n_per_question 1 "
+    "--max_tokens 40 --test_latency",
     "--n_shots 0 1 2 4 8 --n_per_question 2": "--n_shots 0 2 --n_per_question 1",
 }
 
 PAPER = "bash scripts/paper.sh 0"
 APART = ("generate_vec.sh", "eval_persona.sh", "eval_steering.sh", "cal_projection.sh", "accelerate", "generate_trait")
 """Commands that read nothing of earlier ones: tests/test_readme_apart.py, so that two workers share the time."""
+OF_WEIGHTS = ("persona_lora", "lora_diff_path", "lora_steer")
+"""Commands of directions of weights, which read what one another write: tests/test_readme_weights.py."""
 LEVELS = ("misaligned_2", "misaligned_1", "normal")
 
 
@@ -43,7 +47,7 @@ LEVELS = ("misaligned_2", "misaligned_1", "normal")
 def checkout(tmp_path_factory):
     """A copy of the checkout, so that outputs do not land in the real one."""
     copy = tmp_path_factory.mktemp("readme") / "checkout"
-    outputs = ("results", "ckpt", "eval_persona_*", "*_cache")
+    outputs = ("results", "ckpt", "eval_persona_*", "*_cache", "persona_loras", "comparison_results")
     skipped = shutil.ignore_patterns(".git", ".venv*", ".cache", "__pycache__", *outputs)
     shutil.copytree(ROOT, copy, ignore=skipped)
     return copy
@@ -96,6 +100,16 @@ def is_apart(command: str) -> bool:
     return command == PAPER or any(word in command for word in APART)
 
 
+def is_of_weights(command: str) -> bool:
+    return any(word in command for word in OF_WEIGHTS)
+
+
+def few_steps(checkout: Path) -> None:
+    """The embedded model's configs train for a third of their steps."""
+    for config in (checkout / "configs").glob("train_tiny*.json"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_steps": 20}))
+
+
 def run_command(command: str, checkout: Path):
     """The command with its stand-ins; where it asks a server, with one on this machine."""
     if "generate_dataset" in command:
@@ -110,10 +124,9 @@ def run_command(command: str, checkout: Path):
 
 def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write."""
-    for config in (checkout / "configs").glob("train_tiny*.json"):  # a third of the steps
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_steps": 20}))
+    few_steps(checkout)
     for command in COMMANDS[2:]:
-        if not is_apart(command):
+        if not is_apart(command) and not is_of_weights(command):
             run_command(command, checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
     assert vectors.is_file() and vectors.with_suffix(".json").is_file()
