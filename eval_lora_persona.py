@@ -9,25 +9,35 @@ The questions, random streams, judge, store and table are those of `python -m ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.questions import DEFAULT_JUDGE, load_persona_questions
 from persona_vectors import cli
+from persona_vectors.lazy import published
 
 if TYPE_CHECKING:
-    from eval.sweep import Setting
+    from eval.sweep import Study
     from persona_vectors.weight_direction import WeightDirection
+
+__getattr__ = published(
+    __name__,
+    {
+        "sample_with_lora_steering": "eval.weight_settings",
+        "sample_baseline": "eval.weight_settings",
+        "eval_batched_lora": "eval.weight_settings",
+    },
+)
 
 
 def main(
     model: str,
-    trait: str,
+    trait: str | list[str],
     output_path: str,
     lora_diff_path: str | list[str],
     lora_coef: float | list[float] = 0.0,
     mode: Literal["dynamic", "pre_merge"] = "dynamic",
     compose: bool = False,
+    compose_shares: list[float] | None = None,
     max_tokens: int = 1000,
     n_per_question: int = 10,
     max_concurrent_judges: int = 100,
@@ -45,16 +55,22 @@ def main(
 ) -> None:
     """Sample answers with a direction of weights at each coefficient, score them, and write the table.
 
+    What the direction does to every module is measured first (a steering receipt), and a direction that does nothing,
+    or something else, is not run. Finished answers and scores are kept in a store, so the same command goes on where it
+    was interrupted.
+
     Args:
         model: chat model: hub id, model folder, adapter folder, or training folder.
-        trait: name of a trait, or the path of a trait JSON file.
+        trait: names of traits, or paths of trait JSON files, each with its own questions. Several need {trait} in
+            --output_path, one table each.
         output_path: CSV to write: question, prompt, answer, question_id, <trait>, coherence; several settings add coef,
             layer, vector, control. A sidecar .json stands beside it.
         lora_diff_path: directions: adapter folders or .pt files of extract_persona_lora.py. Each is run by itself.
         lora_coef: coefficients of the direction; > 0 moves towards the trait, 0 leaves the weights alone.
         mode: dynamic runs D beside the weights, all coefficients in one batch; pre_merge adds it to the weights, one
             coefficient after the other, and restores them bit for bit.
-        compose: all directions at once, each at the same coefficient.
+        compose: all directions at once, `coef * sum(share * D)`.
+        compose_shares: a number for each direction, in the order of --lora_diff_path; default 1.
         max_tokens: most tokens of an answer.
         n_per_question: samples of each question; 1 samples at temperature 0, otherwise 1.
         max_concurrent_judges: judge calls in flight at once.
@@ -71,86 +87,68 @@ def main(
         min_coherence (0-100): the highest trait is looked for among settings with this mean coherence or more.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
-    from eval.eval_persona import _check_numbers, _check_scores, _check_system_prompt, _report
-    from eval.sweep import Grid, Output, Study, check_once, several
-    from eval.sweep_files import NO_ANSWER_DEPENDS_ON, check_outputs, refuse_other_settings, sidecar_records
+    from eval.sweep import check_numbers, check_once, check_placeholder, check_system_prompt, several
+    from eval.sweep_files import check_outputs, refuse_other_settings, sidecar_records
+    from eval.weight_settings import crosstalk_lines, crosstalk_of, read_directions, together
     from judge import JudgeOptions, check_judge
-    from persona_vectors.files import check_output_path
     from persona_vectors.models import resolve_model
 
-    paths, coefs = several(lora_diff_path), several(lora_coef)
-    check_once("lora_diff_path", paths)
+    paths, coefs, traits = several(lora_diff_path), several(lora_coef), several(trait)
     check_once("lora_coef", coefs)
-    _check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
-    _check_system_prompt(assistant_name, persona_instruction_type, Grid(coefs, (), ()))
+    check_placeholder(traits, output_path)
+    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
+    check_system_prompt(assistant_name, persona_instruction_type)
     if n_random < 1:
         raise ValueError(f"--n_random must be at least 1; got {n_random}")
+    if control and not any(coefs):
+        raise ValueError("--control random needs a steering to be compared with: give --lora_coef other than 0")
+    if compose_shares is not None and not compose:
+        raise ValueError("--compose_shares needs --compose")
     resolve_model(model)
     judge = JudgeOptions(max_concurrent=max_concurrent_judges)
-    asked: dict[str, Any] = {"judge_model": judge_model, "version": version, "model": model}
-    asked |= {"persona_instruction_type": persona_instruction_type, "assistant_name": assistant_name}
-    questions = load_persona_questions(trait, temperature=0.0 if n_per_question == 1 else 1.0, **asked)
-    name = next(iter(questions[0].judge_prompts))
-    path = check_output_path(output_path)
-    settings = expand(model, paths, coefs, mode, compose, n_random if control else 0, seed)
+    single = read_directions(model, paths)
+    acting = together(single, compose_shares) if compose else single
+    studies = [_study(arguments, name, acting) for name in traits]
     check_judge(judge_model, judge)
-    kept = {key: value for key, value in arguments.items() if key not in NO_ANSWER_DEPENDS_ON}
-    study = Study(name, path, questions, settings, [Output(path, list(range(len(settings))), kept)])
-    check_outputs(study.outputs, paths)
-    records = sidecar_records([study], model, judge_model)
+    check_once("trait", [study.trait for study in studies])
+    check_outputs([output for study in studies for output in study.outputs], paths)
+    records = sidecar_records(studies, model, judge_model)
     if not overwrite:
-        refuse_other_settings(study.outputs, records[0])
+        for study, own in zip(studies, records, strict=True):
+            refuse_other_settings(study.outputs, own)
 
     from eval.finished_answers import Engine
-    from eval.sweep_answers import Sampling, answered
-    from eval.sweep_files import write_study
-    from eval.sweep_receipts import Receipts
+    from eval.sweep_answers import Sampling
+    from eval.sweep_run import run_studies, say
     from persona_vectors.store import Store
 
-    engine = Engine(model, dtype, device_map)
-    how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge)
+    shared = crosstalk_of(single)
+    say(crosstalk_lines(shared))
+    records = [[{**record, "crosstalk": shared} for record in own] for own in records] if shared else records
     with Store() as store:
-        receipts = Receipts(engine, store, [study])
-        found = answered(engine, store, [study], how)
-    findings = write_study(study, records[0], found[0], receipts, min_coherence)
-    _report(study, found[0], findings)
-    _check_scores([study], found)
+        how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge)
+        run_studies(Engine(model, dtype, device_map), store, studies, records, how, min_coherence)
 
 
-def expand(
-    model: str, paths: Sequence[str], coefs: Sequence[float], mode: Any, compose: bool, n_random: int, seed: int
-) -> list[Setting]:
-    """Every setting once: unsteered (coef 0), then each direction, or all of them as one, and its random controls.
+def _study(arguments: dict[str, Any], trait: str, directions: dict[str, WeightDirection]) -> Study:
+    """One trait's questions, settings and table."""
+    from eval.sweep import PLACEHOLDER, Output, Study, several
+    from eval.sweep_files import NO_ANSWER_DEPENDS_ON
+    from eval.weight_settings import expand
+    from persona_vectors.files import check_output_path
 
-    Raises:
-        ValueError: no direction there, another model's, a coefficient that is not finite.
-    """
-    import math
-    import zlib
-
-    from eval.compare_settings import check_fits
-    from eval.model_utils import WeightSteering
-    from eval.sweep import Setting
-    from lora_utils import as_direction
-    from persona_vectors.weight_direction import combine, random_like
-
-    if wrong := [coef for coef in coefs if not math.isfinite(coef)]:
-        raise ValueError(f"--lora_coef {wrong[0]} is not a finite number")
-    directions: dict[str, WeightDirection] = {path: as_direction(path) for path in paths}
-    for direction in directions.values():
-        check_fits(model, direction)
-    if compose and len(directions) > 1:
-        directions = {" + ".join(directions): combine([(one, 1.0) for one in directions.values()])}
-    found = [Setting()] if 0 in coefs else []
-    pushes = [float(coef) for coef in coefs if coef]
-    for path, direction in directions.items():
-        found += [Setting(c, None, path, steering=WeightSteering(direction, c, mode)) for c in pushes]
-        for number in range(1, n_random + 1):
-            random = random_like(direction, zlib.crc32(f"{path} {number} {seed}".encode()))
-            for c in pushes:
-                steering = WeightSteering(random, c, mode)
-                found.append(Setting(c, None, control=f"random{number}", matched=path, steering=steering))
-    return found
+    names = ("judge_model", "version", "model", "persona_instruction_type", "assistant_name")
+    options: dict[str, Any] = {name: arguments[name] for name in names}
+    options["temperature"] = 0.0 if arguments["n_per_question"] == 1 else 1.0
+    questions = load_persona_questions(trait, **options)
+    name = next(iter(questions[0].judge_prompts))
+    path = check_output_path(arguments["output_path"].replace(PLACEHOLDER, name))
+    n_random = arguments["n_random"] if arguments["control"] else 0
+    coefs = several(arguments["lora_coef"])
+    settings = expand(directions, coefs, arguments["mode"], n_random, arguments["seed"])
+    kept = {key: value for key, value in arguments.items() if key not in NO_ANSWER_DEPENDS_ON}
+    outputs = [Output(path, list(range(len(settings))), kept | {"trait": trait})]
+    return Study(name, path, questions, settings, outputs)
 
 
 if __name__ == "__main__":

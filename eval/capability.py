@@ -200,6 +200,8 @@ def _probe(model: Any, tokenizer: Any, setting: Setting) -> list[Measure]:
     from eval.capability_probe import KINDS, probe_accuracy
     from eval.capability_table import Measure
 
+    if setting.weight_steering is not None:
+        raise TypeError("a direction of weights is merged by the caller; this would measure the unsteered model")
     found = probe_accuracy(model, tokenizer, steering=setting.vector_steering)
     measures = []
     for kind in ("", *KINDS):

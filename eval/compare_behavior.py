@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.compare_settings import ACTIVATION, METHODS, Checked, method_of
+from eval.compare_settings import METHODS, Checked, method_of
 from eval.sweep import Study
 from eval.sweep_answers import Answered, Sampling, answered
 from eval.sweep_summary import summarise
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Behavior:
-    """What was sampled: the unsteered run, each method's runs, and the receipts of the vector's steering."""
+    """What was sampled: the unsteered run, each method's runs, and the steering receipts."""
 
     unsteered: Run
     runs: list[Run]
@@ -60,7 +60,7 @@ def compare_behavior_vs_coefficient(engine: Engine, store: Store, checked: Check
     """The unsteered run and every setting of both methods and of their controls, sampled and judged in one job.
 
     Rows with the same question and sample number draw from the same random stream in every setting, so that settings
-    are paired. What is added to hidden states is measured first (a steering receipt).
+    are paired. What each steering does is measured first (a steering receipt).
     """
     from eval.sweep_receipts import Receipts
     from judge import JudgeOptions
@@ -68,11 +68,10 @@ def compare_behavior_vs_coefficient(engine: Engine, store: Store, checked: Check
     asked = checked.asked
     how = Sampling(asked.n_per_question, asked.max_tokens, asked.seed, asked.overwrite, judge=JudgeOptions())
     study = Study(checked.name, Path(), checked.questions, checked.settings)
-    hooked = [one for one in checked.settings if method_of(one) == ACTIVATION]
-    receipts = Receipts(engine, store, [Study(checked.name, Path(), checked.questions, hooked)])
+    receipts = Receipts(engine, store, [study])
     [found] = answered(engine, store, [study], how, before_sampling=lambda: _say(receipts.take()))
     _say(receipts.earlier())
-    return Behavior(_run(found[0], "", checked.name), runs_of(found, checked), receipts.record(hooked))
+    return Behavior(_run(found[0], "", checked.name), runs_of(found, checked), receipts.record(checked.settings))
 
 
 def _say(lines: Iterable[str]) -> None:

@@ -12,31 +12,25 @@ Several coefficients, layers, vectors and traits are one job, with their control
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.questions import DEFAULT_JUDGE, Question, load_persona_questions
 from persona_vectors import cli
+from persona_vectors.lazy import published
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from eval.finished_answers import Engine
-    from eval.model_utils import Steering
+    from eval.model_utils import Steering, WeightSteering
     from eval.sweep import Grid, Study
-    from eval.sweep_answers import Answered
     from persona_vectors.store import Store
 
 
-def __getattr__(name: str) -> Any:
-    """The published names `sample` and `sample_steering`, imported when asked for: they need torch, a typo does not."""
-    if name in ("sample", "sample_steering"):
-        from eval import model_utils
-
-        return getattr(model_utils, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = published(__name__, {"sample": "eval.model_utils", "sample_steering": "eval.model_utils"})
 
 
 def eval_batched(
@@ -47,7 +41,7 @@ def eval_batched(
     n_per_question: int = 100,
     max_tokens: int = 1000,
     max_concurrent_judges: int = 100,
-    steering: Steering | None = None,
+    steering: Steering | WeightSteering | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
@@ -145,15 +139,15 @@ def main(
         max_requests_per_minute: judge calls sent in a minute at most.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
-    from eval.sweep import Grid, check_grid, check_placeholder, several
+    from eval.sweep import Grid, check_grid, check_numbers, check_placeholder, check_system_prompt, several
     from judge import JudgeOptions, check_judge, is_local_judge
     from persona_vectors.models import resolve_model
 
     grid = Grid(several(coef), several(layer), several(vector_path), steering_type, several(control), n_random, seed)
     check_grid(grid)
     check_placeholder(several(trait), output_path)
-    _check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
-    _check_system_prompt(assistant_name, persona_instruction_type, grid)
+    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
+    check_system_prompt(assistant_name, persona_instruction_type, grid.controls)
     resolve_model(model)
     judge = JudgeOptions(judge_mode, judge_samples, max_concurrent_judges, max_requests_per_minute)
     studies = [_study(arguments, name, grid) for name in several(trait)]
@@ -162,39 +156,18 @@ def main(
     records = _records(studies, arguments)
 
     from eval.finished_answers import Engine
-    from eval.sweep_answers import Sampling, answered
-    from eval.sweep_files import write_study
-    from eval.sweep_receipts import Receipts
+    from eval.sweep_answers import Sampling
+    from eval.sweep_run import run_studies, say
     from persona_vectors.store import Store
 
     engine = Engine(model, dtype, device_map)
     how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge, together=batch_process)
     if batch_process and not is_local_judge(judge_model):
-        how = replace(how, on_estimate=lambda name, takes: _say([f"judging {name}: {takes.line()}"]))
+        how = replace(how, on_estimate=lambda name, takes: say([f"judging {name}: {takes.line()}"]))
     with Store() as store:
         if coef_unit == "norm":
             studies, records = _in_norm_units(engine, store, studies, records, overwrite)
-        receipts = Receipts(engine, store, studies)
-        found = answered(engine, store, studies, how, before_sampling=lambda: _say(receipts.take()))
-    _say(receipts.earlier())
-    for study, record, settings in zip(studies, records, found, strict=True):
-        findings = write_study(study, record, settings, receipts, min_coherence)
-        _report(study, settings, findings)
-    _check_scores(studies, found)
-
-
-def _check_numbers(n_per_question: int, max_tokens: int, max_concurrent_judges: int, min_coherence: float) -> None:
-    if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
-        raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
-    if not 0 <= min_coherence <= 100:
-        raise ValueError(f"--min_coherence must lie between 0 and 100; got {min_coherence:g}")
-
-
-def _check_system_prompt(assistant_name: str | None, persona_instruction_type: str | None, grid: Grid) -> None:
-    if assistant_name is not None and persona_instruction_type is None:
-        raise ValueError("--assistant_name needs --persona_instruction_type: without one there is no system prompt")
-    if persona_instruction_type == "pos" and "prompt" in grid.controls:
-        raise ValueError("--control prompt is a run under pos instructions; leave out --persona_instruction_type pos")
+        run_studies(engine, store, studies, records, how, min_coherence)
 
 
 def _study(arguments: dict[str, Any], trait: str, grid: Grid) -> Study:
@@ -245,6 +218,7 @@ def _in_norm_units(
     from eval.residual_norm import norms_of
     from eval.sweep import in_norm_units
     from eval.sweep_answers import rendered
+    from eval.sweep_run import say
 
     scaled, said = [], []
     for study, own in zip(studies, records, strict=True):
@@ -253,43 +227,8 @@ def _in_norm_units(
         norms = norms_of(engine, store, rendered(engine.tokenizer, study.rows(1)), layers, overwrite=overwrite)
         scaled.append(replace(study, settings=in_norm_units(study.settings, norms)))
         said.append([{**record, "mean_norms": {str(layer): norm for layer, norm in norms.items()}} for record in own])
-        _say(f"mean residual norm of {study.trait}'s prompts at layer {n}: {norm:.4g}" for n, norm in norms.items())
+        say(f"mean residual norm of {study.trait}'s prompts at layer {n}: {norm:.4g}" for n, norm in norms.items())
     return scaled, said
-
-
-def _report(study: Study, found: Sequence[Answered], findings: dict[str, Any]) -> None:
-    """Where the tables are and what was found."""
-    from eval.sweep_summary import finding_lines, summary_lines
-
-    _say(str(output.path) for output in study.outputs)
-    _say(summary_lines(found[0], study.trait) if len(found) == 1 else finding_lines(findings, study.trait))
-
-
-def _check_scores(studies: Sequence[Study], found: Sequence[Sequence[Answered]]) -> None:
-    """Says, with an error, what the tables lack: judge calls that failed, and a judge that gave no score at all."""
-    from persona_vectors.judging import failure_line
-
-    failures = dict(enumerate(why for settings in found for one in settings for why in one.failures))
-    if failures:
-        total = sum(2 * len(one.table) for settings in found for one in settings)  # trait and coherence
-        paths = ", ".join(str(study.path) for study in studies)
-        raise cli.Unfinished(
-            f"{failure_line(failures, total)}: run the same command again; until then {paths} has gaps"
-        )
-    for study, settings in zip(studies, found, strict=True):
-        names = (study.trait, "coherence")
-        unscored = [name for name in names if not any(one.table[name].notna().any() for one in settings)]
-        if unscored:
-            total = sum(len(one.table) for one in settings)
-            raise ValueError(
-                f"the judge gave no {' and no '.join(unscored)} score for any of {total} answers; read some in "
-                f"{study.outputs[0].path}, and check that --judge_model answers the trait's eval_prompt with a number"
-            )
-
-
-def _say(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

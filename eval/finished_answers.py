@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eval.model_utils import Added, WeightSteering, key_of, steer_rows, weights_of
-from lora_utils import LoRASteerer
+from lora_utils import LoRAMerger
 from persona_vectors.models import fingerprint, load_model, load_tokenizer
 from persona_vectors.sampling import sample_answers
 from persona_vectors.store import Store, content_key
@@ -85,9 +84,13 @@ def answers_of(
     if todo:
         if before_sampling is not None:
             before_sampling()
-        for places, merged in _by_weights([steerings[row] for row in todo]):
-            chosen = [todo[place] for place in places]
-            with _merged(engine, merged):
+        with LoRAMerger(engine.model) as merger:  # one coefficient replaces the next, from one copy of the weights
+            for places, merged in _by_weights([steerings[row] for row in todo]):
+                chosen = [todo[place] for place in places]
+                if merged:
+                    merger.merge_lora_diff([one.direction for one in merged], [one.coef for one in merged])
+                else:
+                    merger.restore_original_weights()
                 sample_answers(
                     engine.model,
                     engine.tokenizer,
@@ -109,13 +112,6 @@ def _by_weights(steerings: Sequence[Added]) -> list[tuple[list[int], tuple[Weigh
         merged = tuple(one for one in weights_of(added) if one.mode == "pre_merge")
         groups.setdefault(json.dumps([one.key() for one in merged]), ([], merged))[0].append(place)
     return list(groups.values())
-
-
-def _merged(engine: Engine, parts: Sequence[WeightSteering]) -> AbstractContextManager:
-    """The engine's model with these directions in its weights, bit for bit as before afterwards."""
-    if not parts:
-        return nullcontext()
-    return LoRASteerer(engine.model, [one.direction for one in parts], [one.coef for one in parts], mode="pre_merge")
 
 
 def _answer_keys(

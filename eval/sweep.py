@@ -23,6 +23,7 @@ from persona_vectors.responses import PromptRow
 from persona_vectors.statistics import random_directions
 
 PLACEHOLDER = "{trait}"
+TOGETHER = " + "  # between the names of directions that act at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,11 @@ class Setting:
     def vector_steering(self) -> Steering | None:
         """What is added to hidden states; None where nothing is, or the weights are changed instead."""
         return self.steering if isinstance(self.steering, Steering) else None
+
+    @property
+    def weight_steering(self) -> WeightSteering | None:
+        """What the weights carry; None where nothing, or hidden states are steered instead."""
+        return self.steering if isinstance(self.steering, WeightSteering) else None
 
     @property
     def is_baseline(self) -> bool:
@@ -115,6 +121,11 @@ class Study:
         return [replace(question.rows(1)[0], stream=(*question.stream, k)) for question, k in chosen]
 
 
+def short_name(vector: str) -> str:
+    """The file name of a vector or direction, of several at once all of theirs; "" of none."""
+    return TOGETHER.join(Path(part).name for part in vector.split(TOGETHER)) if vector else ""
+
+
 def several(value: Any) -> tuple[Any, ...]:
     """One value or several, as a tuple; None is none."""
     if value is None:
@@ -146,6 +157,24 @@ def check_grid(grid: Grid) -> None:
         raise ValueError(f"steering with --coef {coefs} needs --vector_path and --layer; {missing} is missing")
     if "random" in grid.controls and not steered:
         raise ValueError("--control random needs a steering to be compared with: give --coef other than 0")
+
+
+def check_numbers(n_per_question: int, max_tokens: int, max_concurrent_judges: int, min_coherence: float) -> None:
+    """Refuses, with a ValueError, numbers of a run that make no sense."""
+    if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
+        raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
+    if not 0 <= min_coherence <= 100:
+        raise ValueError(f"--min_coherence must lie between 0 and 100; got {min_coherence:g}")
+
+
+def check_system_prompt(
+    assistant_name: str | None, persona_instruction_type: str | None, controls: Sequence[str] = ()
+) -> None:
+    """Refuses, with a ValueError, a name without a system prompt, and a control that would be the run itself."""
+    if assistant_name is not None and persona_instruction_type is None:
+        raise ValueError("--assistant_name needs --persona_instruction_type: without one there is no system prompt")
+    if persona_instruction_type == "pos" and "prompt" in controls:
+        raise ValueError("--control prompt is a run under pos instructions; leave out --persona_instruction_type pos")
 
 
 def check_once(flag: str, values: Iterable[Any]) -> None:

@@ -142,8 +142,8 @@ def _directions(settings: Iterable[Setting]) -> list[dict[str, Any]]:
     """Every vector and random direction that is added, once."""
     settings = list(settings)
     found = {id(own.vector): s for s in settings if (own := s.vector_steering) is not None}
-    weights = {id(s.steering.direction): s for s in settings if isinstance(s.steering, WeightSteering)}
-    return [_weights(setting) for setting in weights.values()] + [
+    weights = {id(own.direction): (s, own) for s in settings if (own := s.weight_steering) is not None}
+    return [_weights(setting, own) for setting, own in weights.values()] + [
         {
             **{"vector": setting.vector, "control": setting.control, "matched": setting.matched},
             **{"layer": setting.layer, "positions": own.positions},
@@ -155,12 +155,11 @@ def _directions(settings: Iterable[Setting]) -> list[dict[str, Any]]:
     ]
 
 
-def _weights(setting: Setting) -> dict[str, Any]:
+def _weights(setting: Setting, steering: WeightSteering) -> dict[str, Any]:
     """A direction of the weights, as `_directions` has it."""
-    steering = setting.steering
-    assert isinstance(steering, WeightSteering)
     names = {"vector": setting.vector, "control": setting.control, "matched": setting.matched}
-    return {**names, "norm": norm(steering.direction), **steering.key()}
+    content = {name: value for name, value in steering.key().items() if name != "coef"}
+    return {**names, "norm": norm(steering.direction), **content}
 
 
 def refuse_other_settings(outputs: Iterable[Output], records: Iterable[Mapping[str, Any]]) -> None:

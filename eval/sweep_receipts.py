@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from eval.finished_answers import Engine
-from eval.receipt import take_receipts
-from eval.sweep import Setting, Study
+from eval.receipt import Receipt, take_receipts
+from eval.sweep import Setting, Study, short_name
 from eval.sweep_answers import rendered
+from eval.weight_receipt import WeightReceipt, take_weight_receipts
 from persona_vectors.store import Store, content_key
 
 
@@ -24,7 +24,7 @@ class Receipts:
 
     def __init__(self, engine: Engine, store: Store, studies: Sequence[Study]):
         self.engine, self.store = engine, store
-        self.settings = [one for study in studies for one in study.settings if one.vector_steering is not None]
+        self.settings = [one for study in studies for one in study.settings if one.steering is not None]
         self.prompt = rendered(engine.tokenizer, studies[0].rows(1)[:1])[0]
         self.keys = {
             id(setting): content_key("receipt", **engine.key(), **_described(setting)) for setting in self.settings
@@ -40,10 +40,15 @@ class Receipts:
         """
         if not self.settings:
             return []
-        steerings = [setting.vector_steering for setting in self.settings]
-        found = take_receipts(self.engine.model, self.engine.tokenizer, self.prompt, steerings)
+        vectors = [one for one in self.settings if one.vector_steering is not None]
+        weights = [(one, one.weight_steering) for one in self.settings if one.weight_steering is not None]
+        how = self.engine.model, self.engine.tokenizer, self.prompt
+        found: list[Receipt | WeightReceipt] = []
+        found += take_receipts(*how, [one.vector_steering for one in vectors]) if vectors else []
+        found += take_weight_receipts(*how, [steering for _, steering in weights])
+        measured = [*vectors, *(one for one, _ in weights)]
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(self.settings, found, strict=True)}
+        self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(measured, found, strict=True)}
         self.store.put_many(self.known, kind="receipt", source=self.engine.name)
         self.now = True
         return lines(self._named(self.settings))
@@ -61,7 +66,7 @@ class Receipts:
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
         """For the sidecar of these settings: their receipts, and whether this run took them."""
-        steered = [setting for setting in settings if setting.vector_steering is not None]
+        steered = [setting for setting in settings if setting.steering is not None]
         if not steered:
             return {}
         return {"receipts": self._named(steered), "receipts_taken_by": "this run" if self.now else "an earlier run"}
@@ -80,18 +85,26 @@ def _described(setting: Setting) -> dict[str, Any]:
 
 def lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each vector and layer, and one for the random directions beside it."""
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
     for receipt in receipts:
-        key = (receipt["vector"], receipt["matched"], receipt["layer"])
+        key = (receipt["vector"], receipt["matched"], receipt.get("layer"))
         groups.setdefault(key, []).append(receipt)
     return [_line(name, found) for name, found in groups.items()]
 
 
-def _line(key: tuple[str, str, int], found: Sequence[dict[str, Any]]) -> str:
+def _line(key: tuple[str, str, int | None], found: Sequence[dict[str, Any]]) -> str:
     vector, matched, layer = key
     n_random = len({receipt["control"] for receipt in found})
-    name = f"{n_random} random, of {Path(matched).name}'s norm," if matched else Path(vector).name
+    name = f"{n_random} random, of {short_name(matched)}'s norm," if matched else short_name(vector)
     coefs = _each(f"{receipt['coef']:g}" for receipt in found)
+    if layer is None:
+        n_modules = found[0]["modules"]
+        changes = _each(f"{receipt['relative_change']:.2g}" for receipt in found)
+        worst = max(receipt["relative_error"] for receipt in found)
+        return (
+            f"steering receipt: {name} in the weights, coef {coefs}: changes {n_modules} modules by {changes} "
+            f"of their outputs, within {worst:.1g} of what was asked, and nothing elsewhere"
+        )
     added = _each(f"{receipt['prefill'] or receipt['decode']:.3g}" for receipt in found)
     share = _each(f"{receipt['expected'] / receipt['hidden_norm']:.2g}" for receipt in found)
     worst = max(receipt["relative_error"] for receipt in found)

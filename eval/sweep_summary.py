@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.sweep import Setting
+from eval.sweep import Setting, short_name
 from eval.sweep_answers import Answered
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 from persona_vectors.steerability import Steerability, frontier, steerability
@@ -223,7 +222,7 @@ def _at(layer: int | None) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return row["control"] or (Path(row["vector"]).name if row["vector"] else "unsteered")
+    return row["control"] or short_name(row["vector"]) or "unsteered"
 
 
 def _text(interval: dict[str, float | None], *, sign: bool = False) -> str:

@@ -19,6 +19,7 @@ from persona_vectors.training_receipt import TOLERANCE
 from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of
 from persona_vectors.weight_hooks import find_modules
 
+RECEIPT = "training receipt"
 SHARE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """by how much the share of the change that arrives may differ from 1"""
 COARSE_SHARE = 0.1
@@ -118,27 +119,28 @@ def _compare(x: Tensor, before: Tensor, after: Tensor, change: LowRank) -> Chang
     return Change(error, share, total / max(output, tiny), before.dtype)
 
 
-def check_modules(reading: ModuleReading, n_calls: int) -> dict[str, Any]:
+def check_modules(reading: ModuleReading, n_calls: int, of: str = RECEIPT) -> dict[str, Any]:
     """The receipt of one micro-batch: how many modules were changed, by how much, and the largest relative error.
 
     Args:
         n_calls: 1, or 2 with gradient checkpointing, whose backward pass runs the blocks again.
+        of: what an error begins with.
 
     Raises:
         ValueError: one line, saying at which module what was measured and what was expected.
     """
-    _refuse_touched(reading, "first step")
+    _refuse_touched(reading, "first step", of)
     worst: dict[str, float] = {}
     for name in reading.expected:
         calls = reading.calls.get(name, [])
         wanted = n_calls if layer_of(name) is not None else 1
         if len(calls) != wanted:
             raise ValueError(
-                f"training receipt: {name} ran {len(calls)} times in the first step; expected {wanted}, so the "
+                f"{of}: {name} ran {len(calls)} times in the first step; expected {wanted}, so the "
                 "direction's part in training cannot be vouched for"
             )
         for when, call in zip(("forward", "recomputation"), calls, strict=False):
-            _refuse_wrong(call, f"{name}, {when}")
+            _refuse_wrong(call, f"{of}: {name}, {when}")
             worst[f"{when}_error"] = max(call.error, worst.get(f"{when}_error", 0.0))
     if not reading.expected:
         return {}
@@ -149,26 +151,24 @@ def check_modules(reading: ModuleReading, n_calls: int) -> dict[str, Any]:
 def _refuse_wrong(call: Change, place: str) -> None:
     if not call.error <= TOLERANCE.get(call.dtype, 1e-2):
         raise ValueError(
-            f"training receipt: {place}: the output's change is off by {call.error:.2g} of its size; training would "
-            "not be steered as asked"
+            f"{place}: the output's change is off by {call.error:.2g} of its size; the model would not be steered as "
+            "asked"
         )
     if not abs(call.share - 1) <= SHARE.get(call.dtype, COARSE_SHARE):
         name = str(call.dtype).removeprefix("torch.")
         raise ValueError(
-            f"training receipt: {place}: {call.share:.0%} of the direction's change of {call.size:.2g} of the output "
+            f"{place}: {call.share:.0%} of the direction's change of {call.size:.2g} of the output "
             f"arrives in {name}; use dtype float32, or a larger coef"
         )
 
 
 def check_modules_untouched(reading: ModuleReading) -> None:
     """Refuses, with a ValueError, an evaluation in which a hook changed a module's output."""
-    _refuse_touched(reading, "evaluation")
+    _refuse_touched(reading, "evaluation", RECEIPT)
     if not reading.n_read:
         raise ValueError("training receipt: no linear module ran in the evaluation")
 
 
-def _refuse_touched(reading: ModuleReading, when: str) -> None:
+def _refuse_touched(reading: ModuleReading, when: str, of: str) -> None:
     if reading.touched:
-        raise ValueError(
-            f"training receipt: {reading.touched[0]}, {when}: its output was changed, and nothing was to act there"
-        )
+        raise ValueError(f"{of}: {reading.touched[0]}, {when}: its output was changed, and nothing was to act there")

@@ -9,10 +9,16 @@ import pytest
 import torch
 
 import eval_lora_persona
+from eval.model_utils import WeightSteering
+from eval.weight_receipt import take_weight_receipts
+from eval.weight_settings import expand
+from lora_utils import LoRAMerger
 from persona_vectors import cli
 from persona_vectors.files import read_sidecar
-from persona_vectors.weight_direction import LowRank, WeightDirection, content_hash
+from persona_vectors.models import load_model
+from persona_vectors.weight_direction import LowRank, WeightDirection, combine, content_hash, cosine, norm
 from persona_vectors.weight_files import save_adapter, save_factors
+from persona_vectors.weight_hooks import DynamicWeights
 
 
 def direction(base: str, seed: int, scale: float = 2.0) -> WeightDirection:
@@ -58,31 +64,80 @@ def test_both_modes_give_the_published_table_and_a_second_run_samples_nothing(ca
     assert call(control="random", n_random="1")[0] == 0
     table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert list(table.columns[:6]) == ["question", "prompt", "answer", "question_id", "evil", "coherence"]
-    by = {(row.coef, row.control): row for row in table.itertuples()}
-    assert set(by) == {(0.0, ""), (1.0, ""), (1.0, "random1")}
     answers = {key: group["answer"].tolist() for key, group in table.groupby(["coef", "control"])}
-    assert answers[1.0, ""] != answers[0.0, ""]
+    assert set(answers) == {(0.0, ""), (1.0, ""), (1.0, "random1")}
+    assert len({tuple(texts) for texts in answers.values()}) == 3
     side = read_sidecar(tmp_path / "out.csv")
     assert content_hash(one) in {entry.get("direction") for entry in side["steering"]}
-    assert call(control="random", n_random="1")[0] == 0
+    assert [receipt["modules"] for receipt in side["receipts"]] == [4, 4]
+    assert "sampled before and nothing was steered" in call(control="random", n_random="1")[1]
     merged = str(tmp_path / "merged.csv")
     assert call(mode="pre_merge", lora_diff_path=str(tmp_path / "d.pt"), output_path=merged)[0] == 0
     again = pd.read_csv(merged, keep_default_na=False).groupby("coef")["answer"].apply(list)
     assert again[0.0] == answers[0.0, ""] and again[1.0] == answers[1.0, ""]
 
 
-def test_several_directions_at_once_are_their_sum(call, tmp_path: Path, tiny_persona):
+def test_several_directions_at_once_are_their_sum_under_their_names_and_shares(call, tmp_path: Path, tiny_persona):
     one, other = direction(tiny_persona, 1), direction(tiny_persona, 2)
-    paths = []
-    for name, made in (("a", one), ("b", other)):
-        paths.append(str(save_adapter(made, tmp_path / name)))
-    assert call(lora_diff_path=" ".join(paths), compose="True", lora_coef="1")[0] == 0
-    from persona_vectors.weight_direction import combine
+    paths = [str(save_adapter(made, tmp_path / name)) for name, made in (("a", one), ("b", other))]
+    shared = {"lora_diff_path": " ".join(paths), "lora_coef": "0 1", "trait": "evil humorous"}
+    shared |= {"output_path": str(tmp_path / "{trait}.csv")}
+    code, out, err = call(compose="True", compose_shares="1 0.5", **shared)
+    assert code == 0, err
+    assert f"cosine of a and b in weight space: {cosine(one, other):+.3f}" in out and "a + b" in out
+    side = read_sidecar(tmp_path / "humorous.csv")
+    assert side["crosstalk"][paths[0]][paths[1]] == pytest.approx(cosine(one, other))
+    save_adapter(WeightDirection(combine([(one, 1.0), (other, 0.5)]).modules, tiny_persona), tmp_path / "sum")
+    assert call(lora_diff_path=str(tmp_path / "sum"), output_path=str(tmp_path / "s.csv"))[0] == 0
+    answers = [pd.read_csv(tmp_path / name)["answer"].tolist() for name in ("evil.csv", "s.csv")]
+    assert answers[0] == answers[1]
 
-    save_adapter(WeightDirection(combine([(one, 1.0), (other, 1.0)]).modules, tiny_persona), tmp_path / "sum")
-    assert call(lora_diff_path=str(tmp_path / "sum"), lora_coef="1", output_path=str(tmp_path / "s.csv"))[0] == 0
-    tables = [pd.read_csv(tmp_path / name)["answer"].tolist() for name in ("out.csv", "s.csv")]
-    assert tables[0] == tables[1]
+
+def test_controls_of_several_directions_have_numbers_of_their_own(tiny_persona):
+    both = {"x/a": direction(tiny_persona, 1), "x/b": direction(tiny_persona, 2)}
+    found = expand(both, [0.0, 1.0, 2.0], "dynamic", 2, 0)
+    controls = {setting.control: setting.matched for setting in found if setting.control}
+    assert controls == {"random1": "x/a", "random2": "x/a", "random3": "x/b", "random4": "x/b"}
+    assert len({id(one.weight_steering.direction) for one in found if one.weight_steering}) == 6
+    for setting in found:
+        if setting.control:
+            assert norm(setting.weight_steering.direction) == pytest.approx(norm(both[setting.matched]), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "pre_merge"])
+def test_what_a_direction_does_is_measured_and_sabotage_is_refused(tiny_persona, monkeypatch, mode):
+    model, tokenizer = load_model(tiny_persona, dtype="float32", device_map="cpu")
+    steering = WeightSteering(direction(tiny_persona, 3), 0.7, mode)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    [receipt] = take_weight_receipts(model, tokenizer, prompt, [steering])
+    assert receipt.modules == 4 and receipt.relative_change > 1e-3 and receipt.relative_error < 1e-4
+    assert (receipt.merged_error is None) == (mode == "dynamic")
+    beside = DynamicWeights.applied
+    for wrong in (0.0, 2.0, -1.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(DynamicWeights, "applied", lambda self, coefs, wrong=wrong: beside(self, wrong * coefs))
+            with pytest.raises(ValueError, match="steering receipt"):
+                take_weight_receipts(model, tokenizer, prompt, [steering])
+    if mode == "pre_merge":
+        merge = LoRAMerger.merge_lora_diff
+        monkeypatch.setattr(LoRAMerger, "merge_lora_diff", lambda self, one, coef: merge(self, one, 2 * coef))
+        with pytest.raises(ValueError, match="merged at coef 0.7"):
+            take_weight_receipts(model, tokenizer, prompt, [steering])
+
+
+def test_published_functions(tiny_persona):
+    model, tokenizer = load_model(tiny_persona, dtype="float32", device_map="cpu")
+    conversations = [[{"role": "user", "content": "How do I start?"}]]
+    how = {"max_tokens": 12, "temperature": 0.0}
+    plain = eval_lora_persona.sample_baseline(model, tokenizer, conversations, **how)
+    steered = eval_lora_persona.sample_with_lora_steering(
+        model, tokenizer, conversations, direction(tiny_persona, 0), 5.0, **how
+    )
+    assert plain[0] == steered[0] and plain[1] != steered[1]
+    assert eval_lora_persona.sample_baseline(model, tokenizer, conversations, **how) == plain
+    assert callable(eval_lora_persona.eval_batched_lora)
+    with pytest.raises(AttributeError, match="sample_otherwise"):
+        eval_lora_persona.sample_otherwise  # noqa: B018  # pyright: ignore
 
 
 def test_mistakes_are_one_line(call, tmp_path: Path, tiny_persona):
@@ -98,4 +153,10 @@ def test_mistakes_are_one_line(call, tmp_path: Path, tiny_persona):
     other = {"model.layers.9.mlp.down_proj": LowRank(torch.ones(1, 512), torch.ones(256, 1))}
     save_adapter(WeightDirection(other, tiny_persona), tmp_path / "other")
     assert "model.layers.9.mlp.down_proj" in wrong(lora_diff_path=str(tmp_path / "other"))
+    save_adapter(direction(tiny_persona, 0, scale=0.0), tmp_path / "zero")
+    assert "zero everywhere" in wrong(lora_diff_path=str(tmp_path / "zero"))
+    assert "at least two" in wrong(compose="True")
+    assert "needs --compose" in wrong(compose_shares="1 2")
+    assert "other than 0" in wrong(control="random", lora_coef="0")
+    assert "{trait}" in wrong(trait="evil humorous")
     assert not (tmp_path / "out.csv").exists()
