@@ -16,13 +16,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.study import FINETUNING, TINY, study_folder
+from benchmarks.study import FINETUNING, TINY, settings_of, study_folder
 from benchmarks.weight_prevention_settings import (
     CHOSEN_WITH,
     COEFS,
@@ -214,7 +213,8 @@ def gaps(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
 
 def report(chosen: dict[str, Any], found: dict[str, dict[str, list[dict[str, Any]]]], output: Path) -> str:
     """The text of the tables, which is written with the numbers."""
-    from persona_vectors.files import write_json_atomic, write_text_atomic
+    from benchmarks import weight_prevention_settings
+    from persona_vectors.files import provenance, write_json_atomic, write_text_atomic
 
     coef = chosen["coef"]
     tried = ", ".join(f"{c:g}: {m['trait']:.0f} (coherence {m['coherence']:.0f})" for c, m in chosen["tried"].items())
@@ -242,15 +242,10 @@ def report(chosen: dict[str, Any], found: dict[str, dict[str, list[dict[str, Any
         ]
     text = "\n".join(lines) + "\n"
     write_text_atomic(output.with_suffix(".md"), text)
-    write_json_atomic(output.with_suffix(".json"), numbers)
+    write_json_atomic(
+        output.with_suffix(".json"), {**numbers, "settings": settings_of(weight_prevention_settings), **provenance()}
+    )
     return text
-
-
-@cache
-def silence() -> None:
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def main(work_dir: str = ".cache/weight_prevention", output: str = "benchmarks/weight_prevention") -> None:
@@ -263,6 +258,7 @@ def main(work_dir: str = ".cache/weight_prevention", output: str = "benchmarks/w
     import torch
 
     from benchmarks import weight_prevention_settings
+    from benchmarks.prevention import silence
 
     torch.set_num_threads(1)
     silence()

@@ -11,10 +11,9 @@ import numpy as np
 from persona_vectors.blocks import check_layer
 from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint, load_config, resolve_model
-from persona_vectors.weight_deltas import skeleton
 from persona_vectors.weight_direction import WeightDirection
 from persona_vectors.weight_files import load_direction
-from persona_vectors.weight_hooks import find_modules
+from persona_vectors.weight_hooks import find_modules, skeleton
 from persona_vectors.weight_projection import Part, Projection, project
 from persona_vectors.weight_shifts import AdapterShift, Shift, open_shift
 

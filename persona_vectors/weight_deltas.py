@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.weight_direction import LowRank, WeightDirection
-from persona_vectors.weight_hooks import is_transposed
+from persona_vectors.weight_hooks import is_transposed, skeleton
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -233,19 +233,6 @@ def _without_tied_heads(original: Checkpoint, finetuned: Checkpoint) -> tuple[Ch
         added = {head: embedding for head in heads if head not in one.parameters and one.is_tied and embedding}
         with_heads.append(replace(one, parameters={**one.parameters, **added}))
     return with_heads[0], with_heads[1]
-
-
-def skeleton(name: str) -> nn.Module:
-    """The model that a name means, on the meta device: its modules' names and shapes, and no weights.
-
-    Raises:
-        ValueError: no config there, or one of no causal language model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(name)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def linear_modules(model: nn.Module) -> dict[str, bool]:

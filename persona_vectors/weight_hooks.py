@@ -15,33 +15,33 @@ from persona_vectors.blocks import model_label, unwrap, watch_hooks
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, norm
 
 
-def check_fits(model: str, directions: Mapping[str, WeightDirection]) -> None:
-    """Refuses, with a ValueError, directions (by their path) that are zero or do not fit the model's modules.
+def skeleton(name: str) -> nn.Module:
+    """The model that a name means, on the meta device: its modules' names and shapes, and no weights.
 
-    Only the model's config is read. Of a model that cannot be built from it alone, `find_modules` says it later.
+    Raises:
+        ValueError: no config there, or one of no causal language model.
     """
-    built = _without_weights(model)
-    for path, direction in directions.items():
-        if not norm(direction) > 0:
-            raise ValueError(f"{path} is zero everywhere; it would not steer")
-        if built is not None:
-            find_modules(built, direction)
-
-
-def _without_weights(model: str) -> nn.Module | None:
-    """The model's modules, from its config alone; None where the config is not enough to build it."""
     from transformers import AutoModelForCausalLM
 
     from persona_vectors.models import load_config, resolve_model
 
-    config: Any = load_config(model)
-    try:
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config)
-    except (ValueError, RuntimeError, NotImplementedError):
-        return None
-    built.name_or_path = resolve_model(model).label
-    return built
+    config = load_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.name_or_path = resolve_model(name).label
+    return model
+
+
+def check_fits(model: str, directions: Mapping[str, WeightDirection]) -> None:
+    """Refuses, with a ValueError, directions (by their path) that are zero or do not fit the model's modules.
+
+    Only the model's config is read.
+    """
+    modules = skeleton(model)
+    for path, direction in directions.items():
+        if not norm(direction) > 0:
+            raise ValueError(f"{path} is zero everywhere; it would not steer")
+        find_modules(modules, direction)
 
 
 def find_modules(model: nn.Module, direction: WeightDirection) -> dict[str, nn.Module]:

@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from persona_vectors.models import resolve_model
-from persona_vectors.weight_deltas import Pair, linear_modules, open_pair, skeleton, squared
+from persona_vectors.weight_deltas import Pair, linear_modules, open_pair, squared
 from persona_vectors.weight_direction import LowRank, WeightDirection
 from persona_vectors.weight_files import load_adapter, load_direction
+from persona_vectors.weight_hooks import skeleton
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,8 @@ STAND_INS = {
     "--layers 2 3 --coefs 0.5 1 1.5 2 --n_random 2": "--layers 3 --coefs 1 2 --n_random 1",
     "--n_per_question 2 --max_tokens 80 --test_latency": "--coefficients 1 --n_random 1 --n_per_question 1 "
     "--max_tokens 40 --test_latency",
+    "--n_per_question 2 --max_tokens 80 --output_path eval_persona_eval/tiny-persona/evil_lora": "--n_per_question 1 "
+    "--max_tokens 50 --output_path eval_persona_eval/tiny-persona/evil_lora",
     "--n_shots 0 1 2 4 8 --n_per_question 2": "--n_shots 0 2 --n_per_question 1",
 }
 
@@ -62,7 +64,7 @@ def stand_in(command: str) -> str:
     if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
         command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
     if command.startswith("bash scripts/train_with_prevention.sh 0 models/tiny-persona evil models/tiny-persona "):
-        few = "--n_per_question 1 --max_tokens 60"  # a vector of few answers, so that the script finds one
+        few = "--n_per_question 1 --max_tokens 40"  # a vector of few answers, so that the script finds one
         command = f"bash scripts/generate_vec.sh 0 models/tiny-persona evil models/tiny-persona {few} && {command}"
     if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
         command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 60"
@@ -104,10 +106,10 @@ def is_of_weights(command: str) -> bool:
     return any(word in command for word in OF_WEIGHTS)
 
 
-def few_steps(checkout: Path) -> None:
-    """The embedded model's configs train for a third of their steps."""
+def few_steps(checkout: Path, steps: int) -> None:
+    """The embedded model's configs train for a part of their 60 steps."""
     for config in (checkout / "configs").glob("train_tiny*.json"):
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_steps": 20}))
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_steps": steps}))
 
 
 def run_command(command: str, checkout: Path):
@@ -124,7 +126,7 @@ def run_command(command: str, checkout: Path):
 
 def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write."""
-    few_steps(checkout)
+    few_steps(checkout, 8)
     for command in COMMANDS[2:]:
         if not is_apart(command) and not is_of_weights(command):
             run_command(command, checkout)

@@ -27,7 +27,7 @@ def vector_of_rows(checkout):
 
 
 def test_commands_of_weights_run_in_order(checkout):
-    few_steps(checkout)
+    few_steps(checkout, 20)
     vector_of_rows(checkout)
     commands = [command for command in COMMANDS if is_of_weights(command)]
     assert len(commands) == 5

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_utils import LoRAMerger, compute_finetuning_weight_delta, finetuning_as_adapter
-from persona_vectors.weight_deltas import as_direction_of_deltas, linear_modules, open_pair, skeleton, weight_deltas
+from persona_vectors.weight_deltas import as_direction_of_deltas, linear_modules, open_pair, weight_deltas
 from persona_vectors.weight_files import load_direction
+from persona_vectors.weight_hooks import skeleton
 from tests.tiny_models import tiny_model
 
 

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lora_utils import WeightProjector
-from persona_vectors.weight_deltas import linear_modules, skeleton
+from persona_vectors.weight_deltas import linear_modules
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, cosine, layer_of, norm
 from persona_vectors.weight_files import load_direction, save_factors
+from persona_vectors.weight_hooks import skeleton
 from persona_vectors.weight_projection import project
 from persona_vectors.weight_shifts import open_shift
 from tests.test_weight_deltas import adapter, parameters, save
