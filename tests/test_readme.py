@@ -34,6 +34,7 @@ STAND_INS = {
     "--max_tokens 40 --test_latency",
     "--n_per_question 2 --max_tokens 80 --output_path eval_persona_eval/tiny-persona/evil_lora": "--n_per_question 1 "
     "--max_tokens 50 --output_path eval_persona_eval/tiny-persona/evil_lora",
+    "configs/train_tiny_random.json --max_tokens 80": "configs/train_tiny_random.json --max_tokens 40",
     "--n_shots 0 1 2 4 8 --n_per_question 2": "--n_shots 0 2 --n_per_question 1",
 }
 
@@ -67,7 +68,7 @@ def stand_in(command: str) -> str:
         few = "--n_per_question 1 --max_tokens 40"  # a vector of few answers, so that the script finds one
         command = f"bash scripts/generate_vec.sh 0 models/tiny-persona evil models/tiny-persona {few} && {command}"
     if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
-        command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 60"
+        command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 40"
     return command
 
 
