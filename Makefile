@@ -16,9 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo.sh 0
 
-# the slowest files first, so that no worker is left alone with one at the end
+# in the order of tests/conftest.py, the slowest files first
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_readme.py tests/test_readme_apart.py tests/test_paper_script.py tests/test_readme_weights.py tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
