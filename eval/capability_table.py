@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from eval.sweep import Setting
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
@@ -45,6 +44,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """The mean with its 95% interval: Wilson's where every value is 0 or 1, otherwise a bootstrap over the items."""
     numbers = np.asarray(values, dtype=float)
     if len(numbers) and np.isin(numbers, (0.0, 1.0)).all():
+        from scipy.stats import binomtest  # half a second
+
         limits = binomtest(int(numbers.sum()), len(numbers)).proportion_ci(LEVEL, method="wilson")
         return Interval(float(numbers.mean()), float(limits.low), float(limits.high), len(numbers), len(numbers))
     return cluster_bootstrap_mean(numbers, range(len(numbers)), level=LEVEL)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from persona_vectors.arguments import convert, members, near, type_name
+from persona_vectors.quick_imports import leave_out_sklearn
 
 Aliases = Mapping[str, str]
 
@@ -31,6 +32,8 @@ def run(fn: Callable[..., Any], argv: Sequence[str] | None = None, aliases: Alia
     Without `argv` the process's own arguments are used and the process ends with that code.
     `--help` prints the docstring instead of running; `--debug` adds an error's traceback.
     """
+    if argv is None:
+        leave_out_sklearn()
     code = _run(fn, list(sys.argv[1:] if argv is None else argv), aliases or {})
     return sys.exit(code) if argv is None else code
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import ndtr, stdtrit  # scipy.stats, which has both too, takes half a second to import
 from torch import Tensor
 
 Array = Any
@@ -90,7 +90,7 @@ def cluster_bootstrap_mean(
 
 def expanded_percentiles(resampled: np.ndarray, k: int, level: float) -> tuple[float, float]:
     """The ends of the interval in statistics resampled over `k` clusters."""
-    tail = stats.norm.cdf(-np.sqrt(k / (k - 1)) * stats.t.ppf((1 + level) / 2, k - 1))
+    tail = ndtr(-np.sqrt(k / (k - 1)) * stdtrit(k - 1, (1 + level) / 2))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -112,9 +112,11 @@ def auc(pos: Array, neg: Array) -> float:
 
 def _auc_columns(pos: Float[np.ndarray, "n_pos k"], neg: Float[np.ndarray, "n_neg k"]) -> Float[np.ndarray, " k"]:
     """AUC of each column."""
+    from scipy.stats import rankdata
+
     if len(pos) == 0 or len(neg) == 0:
         raise ValueError(f"an AUC needs both sides; got {len(pos)} pos and {len(neg)} neg values")
-    ranks = stats.rankdata(np.concatenate([pos, neg]), axis=0)[: len(pos)].sum(0)
+    ranks = rankdata(np.concatenate([pos, neg]), axis=0)[: len(pos)].sum(0)
     return (ranks - len(pos) * (len(pos) + 1) / 2) / (len(pos) * len(neg))
 
 
