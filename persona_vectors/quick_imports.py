@@ -9,7 +9,7 @@ _ONLY_USER = "transformers.generation.candidate_generator"
 
 
 class _NoSklearn:
-    """Finds no module; when the one that loads scikit-learn is asked for, tells transformers there is none, and goes."""
+    """Finds no module; when the one that loads scikit-learn is asked for, tells transformers so: there is none."""
 
     def find_spec(self, name: str, *_: Any) -> None:
         if name != _ONLY_USER:
