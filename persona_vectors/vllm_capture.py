@@ -1,0 +1,106 @@
+"""Means of hidden states over a request's prompt and answer, summed inside vLLM's graph while it samples.
+
+Extraction needs no second pass over the answers then. Each request that asks has two rows of sums at every layer; a
+token of any other is added to rows that nobody reads. Every position counts once, however often preemption has it
+computed again. The last token of an answer is sampled and never computed, so the front asks for one token more and
+drops it (`persona_vectors.vllm_steering`). vLLM is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CAPTURE_KEY = "steering_capture"
+"""A request's `extra_args` under this name: the name its means are kept under."""
+
+_TRASH = 64  # rows that share the tokens nobody asked for, so that they do not all wait for one
+
+
+@dataclass
+class _Sums:
+    name: str
+    prompt_len: int
+    slot: int  # rows of the sums: 2 * slot the prompt's, 2 * slot + 1 the answer's
+    counted: int = 0
+    n_prompt: int = 0
+    n_response: int = 0
+
+
+class Capture:
+    """Sums over the prompt's and the answer's tokens at every layer, for as many requests as may run at once."""
+
+    def __init__(self, layers: Sequence[int], d_model: int, max_requests: int, n_tokens: int, device: torch.device):
+        self.layers = list(layers)
+        self._number = {layer: k for k, layer in enumerate(self.layers)}
+        self._first_trash = 2 * max_requests
+        shape = (self._first_trash + _TRASH, d_model)
+        self.sums = [torch.zeros(shape, dtype=torch.float32, device=device) for _ in self.layers]
+        self.row_of_token = torch.full((n_tokens,), self._first_trash, dtype=torch.int64, device=device)
+        self._trash = (self._first_trash + np.arange(n_tokens) % _TRASH).astype(np.int64)
+        self._free = list(range(max_requests - 1, -1, -1))
+        self._running: dict[str, _Sums] = {}
+        self._done: dict[str, dict[str, Any]] = {}
+
+    def read(self, layer: int, hidden: Float[Tensor, "tokens d_model"], residual: Tensor | None) -> None:
+        """Called in the graph: adds every token's stream to its row."""
+        stream = hidden.float() if residual is None else hidden.float() + residual.float()
+        self.sums[self._number[layer]].index_add_(0, self.row_of_token[: hidden.shape[0]], stream)
+
+    def learn(self, scheduled: Any) -> None:
+        """Takes in requests that begin and end."""
+        for request in scheduled.finished_req_ids:
+            if request in self._running:
+                self._finish(request)
+        for new in scheduled.scheduled_new_reqs:
+            extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+            if CAPTURE_KEY in extra and new.req_id not in self._running:
+                slot = self._free.pop()
+                for sums in self.sums:
+                    sums[2 * slot : 2 * slot + 2] = 0.0
+                self._running[new.req_id] = _Sums(extra[CAPTURE_KEY], len(new.prompt_token_ids), slot)
+
+    def fill(self, requests: Sequence[str], n_scheduled: Sequence[int], n_computed: Sequence[int]) -> None:
+        """Writes the row of every token of the batch."""
+        rows = self._trash[: self.row_of_token.shape[0]].copy()
+        start = 0
+        for request, n_tokens, first in zip(requests, n_scheduled, n_computed, strict=True):
+            sums, n_tokens, first = self._running.get(request), int(n_tokens), int(first)
+            if sums is not None:
+                self._count(sums, first, n_tokens, rows[start : start + n_tokens])
+            start += n_tokens
+        self.row_of_token.copy_(torch.from_numpy(rows), non_blocking=True)
+
+    @staticmethod
+    def _count(sums: _Sums, first: int, n_tokens: int, rows: np.ndarray) -> None:
+        """Sends the tokens that were not counted yet to the request's own rows."""
+        fresh = max(sums.counted - first, 0)
+        edge = min(max(sums.prompt_len - first, fresh), n_tokens)
+        rows[fresh:edge] = 2 * sums.slot
+        rows[max(edge, fresh) :] = 2 * sums.slot + 1
+        sums.n_prompt += max(edge - fresh, 0)
+        sums.n_response += max(n_tokens - max(edge, fresh), 0)
+        sums.counted = max(sums.counted, first + n_tokens)
+
+    def _finish(self, request: str) -> None:
+        sums = self._running.pop(request)
+        both = torch.stack([own[2 * sums.slot : 2 * sums.slot + 2] for own in self.sums]).cpu()  # (layers, 2, d_model)
+        self._done[sums.name] = {
+            "n_prompt": sums.n_prompt,
+            "n_response": sums.n_response,
+            "sums": both.numpy().tobytes(),
+            "layers": self.layers,
+        }
+        self._free.append(sums.slot)
+
+    def take(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """By name, the sums of requests that have ended, whether or not the scheduler has announced it yet."""
+        for request in [request for request, sums in self._running.items() if sums.name in names]:
+            self._finish(request)
+        return {name: self._done.pop(name) for name in names}
