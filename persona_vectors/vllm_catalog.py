@@ -52,7 +52,7 @@ class Catalog:
         shapes = ((self.d_model,), (self.n_layers + 1, self.d_model))
         if tuple(vector.shape) not in shapes:
             raise ValueError(
-                f"{label} has shape {tuple(vector.shape)}; {self.model} takes {shapes[0]} or, for all layers, {shapes[1]}"
+                f"{label} has shape {tuple(vector.shape)}; {self.model} takes {shapes[0]}, or {shapes[1]} for all layers"
             )
         if not torch.isfinite(vector).all():
             raise ValueError(f"{label} has NaN or infinite numbers; make it again")
@@ -93,7 +93,9 @@ class Catalog:
             known = ", ".join(sorted(self.names)) or "none"
             raise ValueError(f"steering names the vector {step.vector!r}, which is not loaded; loaded are: {known}")
         if step.layer not in self.layers:
-            there = f"layers 1 to {self.n_layers}" if len(self.layers) == self.n_layers else f"layers {_spans(self.layers)}"
+            there = (
+                f"layers 1 to {self.n_layers}" if len(self.layers) == self.n_layers else f"layers {_spans(self.layers)}"
+            )
             raise ValueError(f"steering layer {step.layer}: {self.model} can be steered here at {there}")
         if not self.at(own, step.layer).any():
             raise ValueError(f"vector {step.vector} is zero at layer {step.layer}: there is nothing to {step.kind}")

@@ -3,6 +3,7 @@
 Loaded by vLLM inside its engine process, by name; `persona_vectors.vllm_steering` says so.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable

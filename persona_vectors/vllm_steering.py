@@ -13,6 +13,7 @@ Steered, unsteered and LoRA requests share batches; torch.compile, CUDA graphs a
 vLLM is imported when an engine is started.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import hashlib
@@ -222,7 +223,7 @@ class SteeredLLM:
                 leaves no room.
         """
         specs = [self.catalog.resolve(request.spec) for request in requests]
-        self._check_room(requests, max_tokens)
+        self._check_room(requests)
         engine, rows = self.llm.llm_engine, {}
         for row, (request, spec) in enumerate(zip(requests, specs, strict=True)):
             name = f"persona-{self._n_requests}"
@@ -298,7 +299,7 @@ class SteeredLLM:
         number = self._loras.setdefault(lora.name, len(self._loras) + 1)
         return LoRARequest(lora.name, number, lora.folder)
 
-    def _check_room(self, requests: Sequence[Request], max_tokens: int) -> None:
+    def _check_room(self, requests: Sequence[Request]) -> None:
         room = self.llm.llm_engine.model_config.max_model_len
         longest = max((len(request.ids) for request in requests), default=0)
         if min((len(request.ids) for request in requests), default=1) < 1:

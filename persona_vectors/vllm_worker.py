@@ -7,6 +7,7 @@ Hooks look rows up in tables (`persona_vectors.vllm_tables`) and read the probe;
 graph that is compiled or captured once serves every request.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -52,13 +53,17 @@ class Steering:
         }
         self._written: dict[int, set[int]] = {}  # row -> layers where it does something
         self.probe = Probe(layers, d_model, device)
-        self.capture = Capture(list(blocks), d_model, config.scheduler_config.max_num_seqs, n_tokens, device) if settings["capture"] else None
+        self.capture = (
+            Capture(list(blocks), d_model, config.scheduler_config.max_num_seqs, n_tokens, device)
+            if settings["capture"]
+            else None
+        )
         for layer, block in blocks.items():
             if layer in self.tables or self.capture is not None:
                 block.register_forward_hook(self._hook(layer))
 
     def _hook(self, layer: int) -> Callable[..., Any]:
-        """What is done to one block's output: steer, and read what was there before and after. Traced into the graph."""
+        """What is done to one block's output: steer, and read it before and after. Traced into the graph."""
         tables, rows = self.tables.get(layer), self.row_of_token
         probe, capture = self.probe, self.capture
 
@@ -106,7 +111,7 @@ class Steering:
     def fill(self, n_scheduled: np.ndarray) -> None:
         """Writes the row of every token of the batch, in the batch's order."""
         batch = self.runner.input_batch
-        order = list(batch.req_ids), n_scheduled, batch.num_computed_tokens_cpu[: len(n_scheduled)]
+        order = list(batch.req_ids), n_scheduled.tolist(), batch.num_computed_tokens_cpu[: len(n_scheduled)].tolist()
         n_tokens = int(np.sum(n_scheduled))
         size = max(n_tokens, self._filled)
         if self._filled or self.rows.any_running:
