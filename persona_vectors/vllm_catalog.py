@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_vectors.vllm_spec import Spec, Step, at_class
+from persona_vectors.vllm_spec import Spec, Step, at_class, parse_spec
 
 
 def content_name(vector: Float[Tensor, "*layers d_model"]) -> str:
@@ -52,7 +52,8 @@ class Catalog:
         shapes = ((self.d_model,), (self.n_layers + 1, self.d_model))
         if tuple(vector.shape) not in shapes:
             raise ValueError(
-                f"{label} has shape {tuple(vector.shape)}; {self.model} takes {shapes[0]}, or {shapes[1]} for all layers"
+                f"{label} has shape {tuple(vector.shape)}; "
+                f"{self.model} takes {shapes[0]}, or {shapes[1]} for all layers"
             )
         if not torch.isfinite(vector).all():
             raise ValueError(f"{label} has NaN or infinite numbers; make it again")
@@ -72,11 +73,13 @@ class Catalog:
     def resolve(self, spec: Spec) -> Spec:
         """The steps with vectors by content name, after checking that the engine can carry them out.
 
+        Steps come back as `parse_spec` gives them, for what this lets through is read again in the engine.
+
         Raises:
-            ValueError: an unknown vector, a layer the model has not or that cannot be steered here, a zero vector, or
+            ValueError: what `parse_spec` refuses, an unknown vector, a layer the model has not or that cannot be steered here, a zero vector, or
                 more ablations and caps at a layer than the engine was started for.
         """
-        steps = tuple(self._resolved(step) for step in spec)
+        steps = tuple(self._resolved(step) for step in parse_spec([asdict(step) for step in spec]))
         for layer in {step.layer for step in steps}:
             own = [step for step in steps if step.layer == layer and step.kind != "add"]
             most = max(len(at_class(tuple(own), token_class)) for token_class in "PBG")

@@ -6,8 +6,8 @@ A request's steering is a list of steps, as JSON:
      {"vector": "evil", "layer": [16, 17], "kind": "cap", "ceiling": 4.0, "positions": "all"}]
 
 `layer` is a hidden_states index (several: the step at each of them); `kind` is add (default), ablate or cap,
-`positions` response (default), prompt or all, and `floor` and `ceiling` bound a cap, all as in `persona_vectors.interventions`.
-Steps on one layer act in the order given. A step of coef 0 is left out, so its request is an unsteered one.
+`positions` response (default), prompt or all, and `floor` and `ceiling` bound a cap, as in
+`persona_vectors.interventions`. Steps on one layer act in the order given. A step of coef 0 is left out, so its request is an unsteered one.
 
 vLLM is not imported here.
 """
@@ -101,9 +101,12 @@ def _steps(number: int, entry: Any) -> list[Step]:
 def _number(where: str, name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where} has {name} {value!r}; expected a finite number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond every float
+        pass
+    raise ValueError(f"{where} has {name} {repr(value)[:40]}; expected a finite number")
 
 
 def _check_kind(where: str, step: Step) -> None:

@@ -38,6 +38,8 @@ from persona_vectors.vllm_spec import KEY, Spec, spec_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from persona_vectors.vllm_receipt import Measured
+
 _GRAPH_SOURCES = ("vllm_worker.py", "vllm_tables.py", "vllm_probe.py", "vllm_capture.py")
 
 
@@ -306,6 +308,23 @@ class SteeredLLM:
             raise ValueError("a prompt is empty; there is nothing to answer")
         if longest + 1 > room:
             raise ValueError(f"the longest prompt takes {longest} tokens and the model's context holds {room}")
+
+    def receipt(self, ids: Sequence[int], spec: Spec) -> list[Measured]:
+        """What the engine is seen to do for a spec at each of its layers, on prefill and decode (`vllm_receipt`).
+
+        Raises:
+            ValueError: it does something else.
+        """
+        from persona_vectors.vllm_receipt import drive, measure
+
+        async def run(prompt: Sequence[int], params: Any) -> None:
+            self.llm.generate({"prompt_token_ids": list(prompt)}, params, use_tqdm=False)
+
+        async def rpc(method: str) -> Any:
+            return self.rpc(method)
+
+        dtype = self.llm.llm_engine.model_config.dtype
+        return drive(measure(run, rpc, self.catalog, ids, self.catalog.resolve(spec), dtype))
 
     def close(self) -> None:
         """Ends the engine and frees what it holds; a second call does nothing."""
