@@ -1,0 +1,180 @@
+"""vLLM's own engine and API in this process, with steering: started, checked, served, and ended without leftovers."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.serve_requests import LISTING, SteeredRequests
+from persona_vectors import cli
+from persona_vectors.models import ModelSource
+from persona_vectors.vllm_catalog import Catalog
+from persona_vectors.vllm_spec import Spec
+
+_GRACE_S = 5  # for answers in flight when the server is told to end
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served and how.
+
+    Attributes:
+        name: what requests call the model.
+        adapters: name -> PEFT folder.
+        options: arguments of vLLM's engine.
+        default: resolved steps of requests that say nothing.
+    """
+
+    source: ModelSource
+    name: str
+    catalog: Catalog
+    options: Mapping[str, Any]
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    default: Spec = ()
+    api_keys: tuple[str, ...] = ()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, so that a taken port is known before a model is loaded; port 0 is any free one.
+
+    Raises:
+        ValueError: the address cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port expects 0 to 65535; got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot listen at {host} port {port}: {why}; give another --port or --host") from error
+    return sock
+
+
+def run(service: Service, sock: socket.socket) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+        ValueError: the engine does not do what it should (`check_engine`).
+        cli.Unfinished: the engine ended by itself.
+    """
+    import uvloop
+
+    with _interruptible():
+        uvloop.run(_run(service, sock))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end a start too, as a KeyboardInterrupt, so that the engine's process is ended with it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _run(service: Service, sock: socket.socket) -> None:
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+
+    arguments = _arguments(service)
+    async with build_async_engine_client(arguments) as engine:
+        await register(engine, service.catalog)
+        await check_engine(engine, service.catalog)
+        app = await _app(engine, service, arguments)
+        ended_itself = await _serve(app, engine, sock)
+    if ended_itself:
+        raise cli.Unfinished("the engine ended by itself (its own messages are above); start the server again")
+
+
+def _arguments(service: Service) -> Any:
+    """The arguments of vLLM's server, as its command line would give them."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    own = service.source.adapter
+    adapters = {**service.adapters, **({} if own is None else {service.name: str(own)})}
+    vars(arguments).update(service.options)
+    arguments.model = service.source.base
+    arguments.served_model_name = [service.name if own is None else service.source.base]
+    arguments.lora_modules = [LoRAModulePath(name, folder) for name, folder in adapters.items()] or None
+    arguments.api_key = list(service.api_keys) or None
+    return arguments
+
+
+async def register(engine: Any, catalog: Catalog) -> None:
+    """Gives the engine every vector of the catalog."""
+    for name, vector in catalog.vectors.items():
+        shape = tuple(vector.shape)
+        await engine.collective_rpc("steering_register", args=(name, vector.contiguous().numpy().tobytes(), shape))
+
+
+async def check_engine(engine: Any, catalog: Catalog) -> None:
+    """Checks, before anything is served, that every worker holds the vectors and steers the layers.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for state in await engine.collective_rpc("steering_state"):
+        if lost := set(catalog.vectors) - set(state["vectors"]):
+            raise ValueError(f"the engine did not take {len(lost)} of {len(catalog.vectors)} vectors")
+        if lost := set(catalog.layers) - set(state["layers"]):
+            raise ValueError(f"the engine steers layers {state['layers']}; asked for were {sorted(catalog.layers)}")
+
+
+async def _app(engine: Any, service: Service, arguments: Any) -> Any:
+    """vLLM's app with `SteeredRequests` around its router: behind the check of the key, before every route."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await engine.get_supported_tasks()
+    app = build_app(arguments, tasks, engine.model_config)
+    # not as a middleware: vLLM's app comes with its stack of them built
+    routes = app.router.middleware_stack
+    app.router.middleware_stack = SteeredRequests(routes, service.catalog, service.default, service.name)
+    await init_app_state(engine, app.state, arguments, tasks)
+    return app
+
+
+async def _serve(app: Any, engine: Any, sock: socket.socket) -> bool:
+    """Whether serving ended because the engine did; False where the server was told to end."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # signals are ours: uvicorn raises them again when it is done, and the exit code would be theirs
+
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
+    app.state.server = server = Server(config)
+    serving = loop.create_task(server.serve(sockets=[sock]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.02)
+    host, port = sock.getsockname()[:2]
+    print(
+        f"steering at http://{f'[{host}]' if ':' in host else host}:{port}/v1 ({LISTING} lists the vectors)", flush=True
+    )
+    while not told.is_set() and not serving.done() and not engine.errored:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(told.wait(), timeout=1)
+    server.should_exit = True
+    await serving
+    return not told.is_set()
