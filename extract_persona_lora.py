@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from persona_vectors import cli
+from persona_vectors.lazy import published
 
 if TYPE_CHECKING:
     from persona_vectors.training_config import TrainingConfig
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
 Variant = Literal["contrastive", "non_contrastive", "bias"]
 NAMES = {"contrastive": "lora_diff", "non_contrastive": "lora_pos", "bias": "bias_diff"}
-FILES = {"pos": "misaligned_2.jsonl", "neg": "normal.jsonl"}
-CONFIGS = Path("configs")
-ROUNDING = 1e-6  # of equal changes' difference, whose square is 0 but for the last bits
+__getattr__ = published(
+    __name__,
+    {
+        "extract_lora_weights": "persona_vectors.weight_adapters",
+        "compute_persona_lora_diff": "persona_vectors.weight_adapters",
+        "persona_config": "persona_vectors.persona_trainings",
+    },
+)
 
 
 def main(
@@ -69,6 +75,8 @@ def main(
         look: write the look inside, which loads the model; --nolook leaves it out.
         overwrite: train again, replacing what pos_lora and neg_lora hold.
     """
+    from persona_vectors.training_run import processes, wait_for_all
+
     job = _checked(
         Job(model, trait, _folder(model, trait, output_dir), tuple(variants or ["contrastive"]), tuple(layer or []))
     )
@@ -78,19 +86,12 @@ def main(
         _refuse(config=config, seed=seed, overwrite=overwrite)
         _check_there(job)
     else:
-        settings = persona_config(model, config, seed)
-        bias = {"bias_only": True, "learning_rate": bias_learning_rate}
-        for changes in ({}, bias):
-            own = [variant for variant in job.variants if (variant == "bias") == bool(changes)]
-            sides = ("pos",) if own == ["non_contrastive"] else ("pos", "neg")
-            if own:
-                train_persona_lora(model, trait, job.folder, _with(settings, changes), dataset, overwrite, sides)
-    for variant in job.variants:
-        folder = _make(job, variant, rank, look)
-        print(
-            f"next: python eval_lora_persona.py --model {model} --trait {trait} --lora_diff_path {folder} "
-            f"--lora_coef -1 0 1 --output_path eval_persona_eval/{Path(model).name}/{folder.name}.csv"
-        )
+        for settings, sides in _trainings(job, config, seed, bias_learning_rate):
+            train_persona_lora(model, trait, job.folder, settings, dataset, overwrite, sides)
+    if processes()[1]:  # one of those that trained together writes, and the others wait for it
+        for variant in job.variants:
+            _make(job, variant, rank, look)
+    wait_for_all()
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def train_persona_lora(
     import warnings
 
     import training
+    from persona_vectors.persona_trainings import FILES, persona_config, rows_line, with_changes
     from persona_vectors.training_data import family_of
     from persona_vectors.training_model import check_model
     from persona_vectors.training_run import processes, run_key, run_state
@@ -139,103 +141,38 @@ def train_persona_lora(
     runs = {}
     for side in sides:
         changes = {"model": model, "training_file": str(family / FILES[side])}
-        runs[side] = _with(settings, {**changes, "output_dir": str(_side(output_dir, side, settings.bias_only))})
-    if len(runs) == 2:
-        _compare_rows(runs)
+        runs[side] = with_changes(settings, {**changes, "output_dir": str(_side(output_dir, side, settings.bias_only))})
+    rows = rows_line(*runs.values()) if len(runs) == 2 else ""
     for run in runs.values():
         check_model(run)
-        run_state(
-            run, run_key(run, processes()[0]), overwrite
-        )  # refuses another run's folder before the first side is trained
+        run_state(run, run_key(run, processes()[0]), overwrite)  # refuses another run's folder before any is trained
+    is_main = processes()[1]
+    if is_main and rows:
+        print(rows)
     folders = {}
     for side, run in runs.items():
-        print(f"\n== {side}: {run.training_file} -> {run.output_dir}", flush=True)
+        if is_main:
+            print(f"\n== {side}: {run.training_file} -> {run.output_dir}", flush=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LoRA tensor.*invalid shape.*")  # said of every trained bias
             folders[side] = training.train(run, overwrite=overwrite)
     return folders
 
 
-def extract_lora_weights(adapter: str | Path) -> WeightDirection:
-    """What a finished adapter adds to its base: `scale * B @ A` of each module, with the hash of its file.
+def _trainings(
+    job: Job, config: str | None, seed: int | None, bias_learning_rate: float
+) -> list[tuple[TrainingConfig, tuple[str, ...]]]:
+    """What the job's variants train: the settings, and the sides; all of it checked before the first training."""
+    from persona_vectors.persona_trainings import persona_config, with_changes
 
-    Raises:
-        ValueError: no adapter there, or one whose change of the weights is not low-rank alone.
-    """
-    from persona_vectors.files import sha256_of_file
-    from persona_vectors.weight_files import load_adapter
-
-    folder = Path(adapter)
-    direction = load_adapter(folder)
-    weights = next(path for name in ("safetensors", "bin") if (path := folder / f"adapter_model.{name}").exists())
-    return replace(direction, record={"adapter": str(folder), "sha256": sha256_of_file(weights)})
-
-
-def compute_persona_lora_diff(pos: WeightDirection | str | Path, neg: WeightDirection | str | Path) -> WeightDirection:
-    """`delta_w(pos) - delta_w(neg)`, exactly, at rank r+ + r-: points from neg to pos.
-
-    The two may differ in rank, scale and modules; a module that one does not change counts as 0 there.
-
-    Raises:
-        ValueError: they belong to different base models, or a module's shape differs, or the difference is zero.
-    """
-    from persona_vectors.weight_adapters import same_model
-    from persona_vectors.weight_direction import cosine, difference, norm
-
-    sides = {"pos": pos, "neg": neg}
-    pos, neg = (extract_lora_weights(one) if isinstance(one, (str, Path)) else one for one in (pos, neg))
-    if not same_model(pos.base, neg.base):
-        raise ValueError(
-            f"the adapters belong to different models: pos to {pos.base}, neg to {neg.base}; expected one base"
-        )
-    for name, side in zip(sides, (pos, neg), strict=True):
-        if not norm(side) > 0:
-            raise ValueError(f"{name} adapter {side.record.get('adapter', '')} changes nothing: its weights are zero")
-    found = difference(pos, neg)
-    if norm(found) <= ROUNDING * norm(pos):
-        raise ValueError("pos and neg changed the weights in the same way, so their difference is zero")
-    record = {
-        "sides": {"pos": dict(pos.record), "neg": dict(neg.record)},
-        "all_layers": {"norm": norm(found), "norm_pos": norm(pos), "norm_neg": norm(neg), "cosine": cosine(pos, neg)},
-    }
-    return replace(found, record=record)
-
-
-def persona_config(model: str, path: str | None = None, seed: int | None = None) -> TrainingConfig:
-    """The training settings of a persona's adapters: the file's, or the model's default ones.
-
-    Raises:
-        ValueError: settings that do not train an adapter of low-rank changes alone on conversations.
-    """
-    from persona_vectors.models import resolve_model
-    from persona_vectors.training_config import load_training_config
-
-    own = (Path(resolve_model(model).base) / "traits").is_dir()
-    file = Path(path) if path else CONFIGS / ("train_tiny.json" if own else "train_instruct_7b.json")
-    config = load_training_config(file)
-    wrong = {
-        "loss": config.loss != "sft",
-        "is_peft": not config.is_peft,
-        "lora_bias": config.lora_bias != "none",
-        "push_to_hub": config.push_to_hub,
-    }
-    if named := [name for name, is_wrong in wrong.items() if is_wrong]:
-        raise ValueError(
-            f"{file}: {named[0]} is {getattr(config, named[0])!r}; a persona's two adapters need loss sft, is_peft "
-            "true, lora_bias none, push_to_hub false"
-        )
-    return config if seed is None else _with(config, {"seed": seed})
-
-
-def _with(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig:
-    """The config with changes, checked again."""
-    from pydantic import ValidationError
-
-    try:
-        return type(config).model_validate(config.model_dump() | changes)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['msg']}; got {first['input']}"[:300]) from None
+    settings = persona_config(job.model, config, seed)
+    found: list[tuple[TrainingConfig, tuple[str, ...]]] = []
+    if low_rank := [variant for variant in job.variants if variant != "bias"]:
+        found.append((settings, ("pos",) if low_rank == ["non_contrastive"] else ("pos", "neg")))
+    if "bias" in job.variants:
+        changes = {"bias_only": True, "learning_rate": bias_learning_rate}
+        found.append((with_changes(settings, changes), ("pos", "neg")))
+    return found
 
 
 def _folder(model: str, trait: str, output_dir: str | None) -> Path:
@@ -287,21 +224,10 @@ def _check_there(job: Job) -> None:
         check_adapter(folder, job.model)
 
 
-def _compare_rows(runs: dict[str, TrainingConfig]) -> None:
-    """Says whether both sides have the same questions, row by row, which makes their order the same."""
-    from persona_vectors.training_data import read_conversations
-
-    pos, neg = (read_conversations(run.training_files) for run in runs.values())
-    if len(pos) != len(neg):
-        print(f"note: pos has {len(pos)} rows and neg {len(neg)}, so they are not read in the same order")
-        return
-    same = sum(one[:-1] == other[:-1] for one, other in zip(pos, neg, strict=True))
-    print(f"{len(pos)} rows a side; {same} ask the same in both")
-
-
-def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> Path:
-    """The folder of the variant's direction, written with all that was asked for beside it."""
-    from eval.weight_outputs import write_direction, write_look, write_truncated
+def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> None:
+    """Writes the variant's direction with all that was asked for beside it, and says what can be done with it."""
+    from eval.weight_outputs import next_lines, write_direction, write_look, write_truncated
+    from persona_vectors.weight_adapters import extract_lora_weights
 
     direction = _direction(job, variant)
     folder = job.folder / f"{job.trait}_{NAMES[variant]}"
@@ -312,13 +238,13 @@ def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> Path:
         base = job.folder / ("look_inside" if variant == "contrastive" else f"look_inside_{NAMES[variant]}")
         sides = [extract_lora_weights(path) for path in _sides(job, variant)]
         write_look(direction, sides, base, {"trait": job.trait, "variant": variant})
-    return folder
+    print("\n".join(next_lines(direction, folder, job.trait)))
 
 
 def _direction(job: Job, variant: Variant) -> WeightDirection:
     """The variant's direction from its adapters, restricted to the job's layers, with its record."""
     from persona_vectors.models import fingerprint
-    from persona_vectors.weight_adapters import training_of
+    from persona_vectors.weight_adapters import compute_persona_lora_diff, extract_lora_weights, training_of
     from persona_vectors.weight_direction import at_layers, norm
 
     folders = _sides(job, variant)

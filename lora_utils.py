@@ -14,12 +14,9 @@ dynamic adds `coef * (x A^T) B^T` beside each module's output, leaves the weight
 
 from __future__ import annotations
 
-import math
-import operator
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,15 +24,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from persona_vectors.blocks import model_label, unwrap
 from persona_vectors.weight_deltas import as_direction_of_deltas
 from persona_vectors.weight_direction import WeightDirection, spectrum
-from persona_vectors.weight_files import load_adapter, load_direction, save_adapter
-from persona_vectors.weight_hooks import DynamicWeights, Placed, find_modules, is_transposed, place
+from persona_vectors.weight_files import Direction, as_direction, load_adapter, save_adapter
+from persona_vectors.weight_hooks import DynamicWeights
+from persona_vectors.weight_merge import LoRAMerger
 from persona_vectors.weight_projection import Projection, project
 from persona_vectors.weight_shifts import AdapterShift, open_shift
 
-Direction = WeightDirection | str | Path
 Mode = Literal["pre_merge", "dynamic"]
 
 
@@ -61,177 +57,6 @@ def analyze_lora_singular_values(lora_diff: Direction) -> dict[str, dict[str, An
             "effective_rank": float(entropy.exp()) if s.numel() else 0.0,
         }
     return found
-
-
-def as_direction(lora_diff: Direction) -> WeightDirection:
-    """The direction itself, or the one in an adapter folder or `.pt` file."""
-    return lora_diff if isinstance(lora_diff, WeightDirection) else load_direction(lora_diff)
-
-
-@dataclass(frozen=True)
-class _Backup:
-    """What a merge touches of one module, as it was before."""
-
-    module: Any
-    weight: nn.Parameter
-    original: Tensor
-    """a copy of the weight; of a tied one the parameter itself, which is never written to"""
-    is_tied: bool
-    bias: nn.Parameter | None
-
-    def restore(self) -> None:
-        """The module has its parameters again, with their bits."""
-        if self.is_tied:
-            self.module.weight = self.weight
-        else:
-            self.weight.data.copy_(self.original)
-        self.module.bias = self.bias
-
-
-class LoRAMerger:
-    """Adds directions to a model's weights in place, and takes them out again bit for bit.
-
-    A second merge replaces the first: the weights are always `original + sum(coef * D)`, from one copy of the modules
-    that a direction changes, kept until `restore_original_weights`. As a context manager it restores at the end.
-
-    A weight that is tied to another module's (an output head that is the embedding) is untied while merged, so that
-    only the named module changes. A module without a bias gets one while a direction with biases is merged.
-
-    Args:
-        model: a causal language model with floating-point weights; PEFT, torch.compile, sharding may wrap it.
-        backup_device: where copies are kept; by default where the weights are. "cpu" spares GPU memory.
-    """
-
-    def __init__(self, model: nn.Module, backup_device: str | None = None):
-        self.model = model
-        self._device = backup_device
-        self._backups: dict[str, _Backup] = {}
-        self._directions: list[WeightDirection] = []
-        self._placed: dict[str, Placed] = {}
-        self._shared: set[int] = set()
-
-    @torch.no_grad()
-    def merge_lora_diff(
-        self, lora_diff: Direction | Sequence[Direction], coefficient: float | Sequence[float] = 1.0
-    ) -> int:
-        """The number of modules that now carry `coefficient * lora_diff`, in place of what was merged before.
-
-        Args:
-            lora_diff: a direction, or its adapter folder or `.pt` file; or several of them. A sweep is faster with the
-                same direction object: its factors are cast and placed once.
-            coefficient: a number, or one a direction. With 0 the weights are the original ones, to the bit.
-
-        Raises:
-            ValueError: another model's direction, a weight that is not floating-point, a coefficient or a result that
-                is not finite; the weights are then the original ones.
-        """
-        try:
-            parts = _parts(lora_diff, coefficient)
-            modules: dict[str, nn.Module] = {}
-            for direction, _ in parts:
-                modules |= find_modules(self.model, direction)
-            acting = [(direction, coef) for direction, coef in parts if coef]
-            self._place([direction for direction, _ in acting], modules)
-            for name in set(self._backups) - set(self._placed):
-                self._backups.pop(name).restore()
-            coefs = torch.tensor([coef for _, coef in acting])
-            for name, placed in self._placed.items():
-                self._merge(name, placed, coefs)
-        except BaseException:
-            self.restore_original_weights()
-            raise
-        return len(modules)
-
-    def _place(self, directions: list[WeightDirection], modules: dict[str, nn.Module]) -> None:
-        """Makes `_placed` the directions' factors, unless it is that already."""
-        if not self._backups:
-            self._shared = _shared_parameters(self.model)
-        if len(directions) == len(self._directions) and all(map(operator.is_, directions, self._directions)):
-            return
-        self._directions, self._placed = [], {}
-        names = dict.fromkeys(name for direction in directions for name in direction.modules)
-        for name in names:
-            self._check_writable(name, modules[name])
-        self._placed = {name: place(name, modules[name], directions) for name in names}
-        self._directions = directions
-
-    def _merge(self, name: str, placed: Placed, coefs: Float[Tensor, " k"]) -> None:
-        module: Any = placed.module
-        if name not in self._backups:
-            self._backups[name] = self._back_up(module)
-        kept = self._backups[name]
-        if kept.is_tied and module.weight is kept.weight:
-            module.weight = nn.Parameter(torch.empty_like(kept.weight), requires_grad=kept.weight.requires_grad)
-        weight, original = module.weight, kept.original.to(module.weight.device)
-        coefs = coefs.to(weight.device)
-        A, B = placed.A, (placed.B * coefs[placed.owner]).to(weight.dtype)
-        torch.addmm(original, *((A.T, B.T) if is_transposed(module) else (B, A)), out=weight.data)
-        if placed.biases is not None:
-            added = (coefs @ placed.biases.float()).to(weight.dtype)
-            total = added if kept.bias is None else kept.bias.detach() + added
-            module.bias = nn.Parameter(total, requires_grad=False)
-        if _may_overflow(A, B) and not torch.isfinite(weight.data).all():
-            raise ValueError(f"{name} is not finite with the direction merged at this coefficient; use a smaller one")
-
-    def _check_writable(self, name: str, module: Any) -> None:
-        weight = module.weight
-        if not weight.is_floating_point() or weight.is_meta:
-            stored = "offloaded" if weight.is_meta else weight.dtype
-            raise ValueError(
-                f"{name} of {model_label(self.model)} is {stored}, and nothing can be added to it; load it whole and "
-                'unquantised, or use LoRASteerer(mode="dynamic")'
-            )
-
-    def _back_up(self, module: Any) -> _Backup:
-        weight = module.weight
-        tied = id(weight) in self._shared
-        original = weight.detach() if tied else weight.detach().to(self._device or weight.device, copy=True)
-        return _Backup(module, weight, original, tied, module.bias)
-
-    @torch.no_grad()
-    def restore_original_weights(self) -> None:
-        """Every weight has the bits it had before the first merge, and the copies are gone."""
-        while self._backups:
-            self._backups.popitem()[1].restore()
-        self._directions, self._placed = [], {}
-
-    def __enter__(self) -> LoRAMerger:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.restore_original_weights()
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """The ids of parameters that several modules have, such as an output head that is the embedding."""
-    counts = Counter(id(own) for module in unwrap(model).modules() for own in module.parameters(recurse=False))
-    return {key for key, count in counts.items() if count > 1}
-
-
-def _may_overflow(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> bool:
-    """Whether a weight + B @ A could leave the dtype's range: a bound without a pass over the weight."""
-    if not len(A):
-        return False
-    factor, rank = float(B.abs().max()), len(A)
-    largest = factor * max(1.0, rank * float(A.abs().max()))
-    return not largest < torch.finfo(A.dtype).max / 4  # weights themselves are far below that
-
-
-def _parts(
-    lora_diff: Direction | Sequence[Direction], coefficient: float | Sequence[float]
-) -> list[tuple[WeightDirection, float]]:
-    """Each direction with its coefficient.
-
-    Raises:
-        ValueError: another number of coefficients, or one that is not finite.
-    """
-    given = [lora_diff] if isinstance(lora_diff, (WeightDirection, str, Path)) else list(lora_diff)
-    coefs = [float(coefficient)] * len(given) if isinstance(coefficient, (int, float)) else list(coefficient)
-    if len(coefs) != len(given) or not given:
-        raise ValueError(f"{len(coefs)} coefficients for {len(given)} directions; give one number, or one each")
-    if wrong := [coef for coef in coefs if not math.isfinite(coef)]:
-        raise ValueError(f"coefficient {wrong[0]} is not finite")
-    return [(as_direction(one), float(coef)) for one, coef in zip(given, coefs, strict=True)]
 
 
 class LoRASteerer:

@@ -1,4 +1,4 @@
-"""The files of a comparison of steering methods: tables, figures and report.html."""
+"""What a comparison of steering methods shows: comparison_plot.png and report.html."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.analysis_page import Page, Section, Shown, write
-from eval.compare_behavior import Run, results_table
+from eval.compare_behavior import Run
 from eval.compare_settings import ACTIVATION, METHODS, WEIGHTS
 from eval.report_study import spread, text_or_missing
 from eval.results_figures import Figure
 from eval.results_page import MAX_ANSWER
 from persona_vectors import plots
-from persona_vectors.files import write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
 from persona_vectors.page_plots import Series, chart
 
 if TYPE_CHECKING:
@@ -34,23 +33,6 @@ YLIM = (-3, 103)
 N_QUESTIONS = 4
 
 
-def write_behavior(found: Comparison) -> None:
-    """The response tables, comparison_results.csv and comparison_plot.png, each with its sidecar."""
-    folder, record = found.checked.asked.folder, found.checked.record
-    for run in found.runs:
-        if not run.control:
-            path = folder / f"{run.method}_coef_{run.coef:.12g}.csv"
-            own = {"method": run.method, "coef": run.coef, "n_failed": len(run.answered.failures)}
-            write_sidecar(write_csv_atomic(run.table, path), {**record, **own})
-    table = results_table(found.runs, found.checked)
-    write_sidecar(
-        write_csv_atomic(table, folder / "comparison_results.csv"),
-        {**record, **found.behavior.receipts, **findings(found)},
-    )
-    drawn = write_bytes_atomic(folder / "comparison_plot.png", plots.png_bytes(comparison_png(found)))
-    write_sidecar(drawn, {"kind": "trait and coherence of two steering methods", **record})
-
-
 def findings(found: Comparison) -> dict[str, Any]:
     """For sidecars: the frontier and the agreement."""
     agreed = {"matched": found.matched, "same_method_next_coefficient": found.beside}
@@ -58,31 +40,6 @@ def findings(found: Comparison) -> dict[str, Any]:
         "frontier": found.frontier.record(),
         "agreement": {name: [one.record() for one in pairs] for name, pairs in agreed.items()},
     }
-
-
-def write_latency(found: Comparison) -> None:
-    """latency_comparison.csv."""
-    assert found.latency is not None
-    path = write_csv_atomic(found.latency, found.checked.asked.folder / "latency_comparison.csv")
-    write_sidecar(path, {**found.checked.record, "memory": found.memory_note})
-
-
-def write_spaces(found: Comparison) -> None:
-    """space_analysis.json and .png."""
-    from eval.compare_spaces import space_png
-
-    assert found.spaces is not None
-    folder, record = found.checked.asked.folder, found.checked.record
-    write_sidecar(write_json_atomic(folder / "space_analysis.json", found.spaces.record()), record)
-    drawn = write_bytes_atomic(folder / "space_analysis.png", plots.png_bytes(space_png(found.spaces)))
-    write_sidecar(drawn, {"kind": "change of activations by a direction of weights", **record})
-
-
-def write_capability(found: Comparison) -> None:
-    """capability.csv."""
-    assert found.capability is not None
-    path = write_csv_atomic(found.capability, found.checked.asked.folder / "capability.csv")
-    write_sidecar(path, found.checked.record)
 
 
 def curve(runs: Sequence[Run], method: str, control: str) -> list[Run]:

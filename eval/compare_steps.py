@@ -67,7 +67,8 @@ class Comparison:
 
 def compare(checked: Checked) -> Comparison:
     """The comparison, after all its files are written."""
-    from eval.compare_page import write_behavior, write_report
+    from eval.compare_files import write_behavior
+    from eval.compare_page import write_report
     from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
@@ -87,7 +88,7 @@ def _measured(found: Comparison, engine: Engine) -> Comparison:
     """With what the flags ask for, each part written as it is done."""
     from dataclasses import replace
 
-    from eval.compare_page import write_capability, write_latency, write_spaces
+    from eval.compare_files import write_capability, write_latency, write_spaces
 
     asked = found.checked.asked
     if asked.test_latency:

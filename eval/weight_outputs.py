@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from persona_vectors.files import provenance, read_sidecar, write_bytes_atomic, write_json_atomic
+from persona_vectors.models import resolve_model
+from persona_vectors.persona_trainings import has_own_traits
+from persona_vectors.traits import load_trait
 from persona_vectors.weight_direction import WeightDirection, norm, norms, truncate
 from persona_vectors.weight_files import save_adapter, save_factors
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""what its --max-lora-rank takes"""
 
 
 def write_direction(direction: WeightDirection, folder: Path) -> None:
@@ -78,3 +85,33 @@ def write_look(
     title = f"{heading['trait']}, {heading['variant']}"
     write_bytes_atomic(base.with_name(f"{base.name}.png"), png_bytes(look_png(found, title)))
     print(f"saved {base}.json and .png")
+
+
+def next_lines(direction: WeightDirection, folder: Path, trait: str) -> list[str]:
+    """Commands, as they can be run, that evaluate and serve the direction that the folder holds."""
+    model = direction.base
+    judge = ["--judge_model", model] if has_own_traits(model) else []  # only it reads the model's own language
+    try:
+        load_trait(trait, "eval", model=model, judge_model=judge[-1] if judge else None)
+    except ValueError as error:
+        return [f"note: eval_lora_persona.py needs the trait's questions: {error}", serving_line(direction, folder)]
+    output = Path("eval_persona_eval") / resolve_model(model).label / f"{folder.name}.csv"
+    evaluate = [
+        *("python", "eval_lora_persona.py", "--model", model, *judge, "--trait", trait),
+        *("--lora_diff_path", str(folder), "--lora_coef", "-1", "0", "1", "--output_path", str(output)),
+    ]
+    return [f"next: {shlex.join(evaluate)}", serving_line(direction, folder)]
+
+
+def serving_line(direction: WeightDirection, folder: Path) -> str:
+    """How vLLM serves the direction's adapter, at coefficient 1; or why it does not."""
+    if direction.has_bias:
+        return "serve: PEFT loads the adapter; vLLM does not, since it has biases"
+    rank = next((one for one in VLLM_RANKS if one >= direction.rank), None)
+    if rank is None:
+        return (
+            f"serve: PEFT loads the adapter; vLLM does not, since rank {direction.rank} is more than "
+            f"{VLLM_RANKS[-1]}: write the nearest one of less, such as --rank {VLLM_RANKS[-1]}"
+        )
+    command = ["vllm", "serve", direction.base, "--enable-lora", "--max-lora-rank", str(rank)]
+    return f"serve: {shlex.join([*command, '--lora-modules', f'{folder.name}={folder}'])}"

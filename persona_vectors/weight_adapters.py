@@ -1,14 +1,19 @@
-"""The adapter folders that a persona's trainings leave: whether one can be used, and how it was made."""
+"""The adapters that a persona's trainings leave: whether one can be used, how it was made, and their difference."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint
 from persona_vectors.training_run import RECORD
-from persona_vectors.weight_files import read_adapter_config
+from persona_vectors.weight_direction import WeightDirection, cosine, difference, norm
+from persona_vectors.weight_files import load_adapter, read_adapter_config
+
+ROUNDING = 1e-6  # of equal changes' difference, whose square is 0 but for the last bits
 
 
 def check_adapter(folder: Path, model: str) -> None:
@@ -47,3 +52,42 @@ def _record(folder: Path) -> dict[str, Any]:
     """The folder's training.json; {} for an adapter made elsewhere."""
     path = folder / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def extract_lora_weights(adapter: str | Path) -> WeightDirection:
+    """What a finished adapter adds to its base: `scale * B @ A` of each module, with the hash of its file.
+
+    Raises:
+        ValueError: no adapter there, or one whose change of the weights is not low-rank alone.
+    """
+    folder = Path(adapter)
+    direction = load_adapter(folder)
+    weights = next(path for name in ("safetensors", "bin") if (path := folder / f"adapter_model.{name}").exists())
+    return replace(direction, record={"adapter": str(folder), "sha256": sha256_of_file(weights)})
+
+
+def compute_persona_lora_diff(pos: WeightDirection | str | Path, neg: WeightDirection | str | Path) -> WeightDirection:
+    """`delta_w(pos) - delta_w(neg)`, exactly, at rank r+ + r-: points from neg to pos.
+
+    The two may differ in rank, scale and modules; a module that one does not change counts as 0 there.
+
+    Raises:
+        ValueError: they belong to different base models, or a module's shape differs, or the difference is zero.
+    """
+    sides = {"pos": pos, "neg": neg}
+    pos, neg = (extract_lora_weights(one) if isinstance(one, (str, Path)) else one for one in (pos, neg))
+    if not same_model(pos.base, neg.base):
+        raise ValueError(
+            f"the adapters belong to different models: pos to {pos.base}, neg to {neg.base}; expected one base"
+        )
+    for name, side in zip(sides, (pos, neg), strict=True):
+        if not norm(side) > 0:
+            raise ValueError(f"{name} adapter {side.record.get('adapter', '')} changes nothing: its weights are zero")
+    found = difference(pos, neg)
+    if norm(found) <= ROUNDING * norm(pos):
+        raise ValueError("pos and neg changed the weights in the same way, so their difference is zero")
+    record = {
+        "sides": {"pos": dict(pos.record), "neg": dict(neg.record)},
+        "all_layers": {"norm": norm(found), "norm_pos": norm(pos), "norm_neg": norm(neg), "cosine": cosine(pos, neg)},
+    }
+    return replace(found, record=record)

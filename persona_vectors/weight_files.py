@@ -23,7 +23,10 @@ from persona_vectors.weight_direction import LowRank, WeightDirection
 
 FORMAT = "persona-lora/1"
 PREFIX = "base_model.model."
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_FILES = ("adapter_config.json", *_WEIGHTS)
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+Direction = WeightDirection | str | Path
 _PARTS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias"}
 
 
@@ -41,6 +44,20 @@ def load_direction(path: str | Path) -> WeightDirection:
     return _load_factors(path)
 
 
+def as_direction(lora_diff: Direction) -> WeightDirection:
+    """The direction itself, or the one in an adapter folder or `.pt` file."""
+    return lora_diff if isinstance(lora_diff, WeightDirection) else load_direction(lora_diff)
+
+
+def content_stamp(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Changes when the direction's file, or one of its adapter folder's, is written again: name, inode, size and time
+    of each; () where nothing is there."""
+    path = Path(path)
+    files = [path / name for name in _ADAPTER_FILES] if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, told.st_ino, told.st_size, told.st_mtime_ns) for name, told in found)
+
+
 def load_adapter(folder: str | Path) -> WeightDirection:
     """What a PEFT LoRA adapter adds to its base: `scale * B @ A` of each module, rank and alpha patterns respected.
 
@@ -52,7 +69,7 @@ def load_adapter(folder: str | Path) -> WeightDirection:
 
     folder = Path(folder)
     config = read_adapter_config(folder)
-    if not any((folder / name).exists() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+    if not any((folder / name).exists() for name in _WEIGHTS):
         raise ValueError(f"{folder} has an adapter_config.json and no adapter_model.safetensors")
     factors: dict[str, dict[str, Tensor]] = {}
     for key, value in load_peft_weights(str(folder), device="cpu").items():
@@ -222,12 +239,20 @@ def save_adapter(direction: WeightDirection, folder: str | Path) -> Path:
     half.mkdir(parents=True)
     safetensors.torch.save_file(tensors, half / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(half))
+    _sort_targets(half / "adapter_config.json")
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(half.iterdir(), key=lambda path: path.name == "adapter_config.json"):
         os.replace(file, folder / file.name)
     half.rmdir()
     write_sidecar(folder / "adapter_model.safetensors", {"kind": "weight direction", **direction.record})
     return folder
+
+
+def _sort_targets(config: Path) -> None:
+    """Writes the target modules in one order: PEFT keeps them as a set, which would differ from run to run."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["target_modules"] = sorted(content["target_modules"])
+    config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _targets(direction: WeightDirection) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +22,10 @@ from eval import compare_latency
 from eval.capability_probe import probe_accuracy
 from eval.compare_behavior import Behavior, Run, _run
 from eval.compare_capability import capability_at
+from eval.compare_files import remove_stale
 from eval.compare_frontier import agreement, clearest, find_frontier, next_sample
 from eval.compare_latency import VARIANTS, latency_table, measure_latency
-from eval.compare_settings import ACTIVATION, WEIGHTS
+from eval.compare_settings import ACTIVATION, WEIGHTS, Asked, check
 from eval.compare_spaces import analyze_space_relationship, random_cosine, space_lines
 from eval.compare_steps import Comparison, unfinished
 from eval.eval_persona import eval_batched
@@ -73,13 +76,16 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def arguments(files: Path, tiny_persona: str, **changed: Any) -> list[str]:
-    given = {
+def given_for(files: Path, tiny_persona: str) -> dict[str, Any]:
+    return {
         **{"model": tiny_persona, "judge_model": tiny_persona, "trait": "humorous"},
         **{"activation_vector_path": files / "v.pt", "lora_diff_path": files / "diff", "layer": 3},
         **{"coefficients": [0, 1], "n_per_question": 1, "n_random": 1, "max_tokens": 12, "output_dir": files / "out"},
-        **changed,
     }
+
+
+def arguments(files: Path, tiny_persona: str, **changed: Any) -> list[str]:
+    given = given_for(files, tiny_persona) | changed
     tokens: list[str] = []
     for name, value in given.items():
         tokens += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -171,6 +177,44 @@ def test_other_settings_are_refused_beside_a_finished_comparison(done, files, ti
     )
     error = capsys.readouterr().err
     assert "coefficients" in error and "--overwrite" in error and error.count("\n") == 1
+
+
+def test_other_settings_take_the_earlier_comparisons_files_away_and_no_one_elses(done, files, tiny_persona, tmp_path):
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    (folder / "lora_coef_9.csv").write_text("a table of mine")
+    changed = folder / "lora_coef_2.csv"
+    changed.write_text(changed.read_text() + "a row of mine\n")
+    here = {path.name for path in folder.iterdir()}
+    given = {"coefficients": [0, 1], "lora_coefficients": [0, 2], "min_coherence": 0, "output_dir": folder}
+
+    def asked(**more: Any) -> Any:
+        defaults = inspect.signature(compare_steering_methods.main).parameters.items()
+        own = {name: one.default for name, one in defaults} | given_for(files, tiny_persona) | given | more
+        return check(Asked(**{name: str(value) if isinstance(value, Path) else value for name, value in own.items()}))
+
+    assert remove_stale(asked()) == [] and {path.name for path in folder.iterdir()} == here
+    said = remove_stale(asked(coefficients=[0, 1.5], overwrite=True))
+    gone = {"activation_coef_0.csv", "activation_coef_1.csv", "lora_coef_0.csv", "latency_comparison.csv"}
+    gone |= {"space_analysis.json", "space_analysis.png"}
+    assert here - {path.name for path in folder.iterdir()} == gone | {f"{name}.json" for name in gone}
+    assert sorted(line.split(",")[0].removeprefix("removed ") for line in said if line.startswith("removed")) == sorted(
+        str(folder / name) for name in gone
+    )
+    assert [line for line in said if line.startswith("note")] == [
+        f"note: {changed} is of a comparison with other settings, and was changed since: it stays"
+    ]
+
+
+def test_a_second_comparison_leaves_its_own_tables_alone_in_the_folder(done, files, tiny_persona, tmp_path, capsys):
+    """With --overwrite, sampled anew: the first one's coefficients and measurements are not taken for the second's."""
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    more = {"coefficients": [1], "lora_coefficients": [2], "min_coherence": 0, "max_tokens": 2, "output_dir": folder}
+    assert cli.run(compare_steering_methods.main, [*arguments(files, tiny_persona, **more), "--overwrite"]) == 0
+    tables = {path.name for path in folder.glob("*.csv")}
+    assert tables == {"activation_coef_1.csv", "lora_coef_2.csv", "comparison_results.csv"}
+    assert not list(folder.glob("space_analysis*"))
+    said = capsys.readouterr().out
+    assert f"removed {folder / 'activation_coef_0.csv'}, of an earlier" in said
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,33 @@ def test_biases_are_added_where_there_are_none_and_go_again():
     assert new.bias is None and torch.equal(has.bias, own) and same_bits(model, before)
 
 
+def test_a_path_is_read_once_until_its_file_is_another(tmp_path):
+    model = tied()
+    before = bits(model)
+    one, other = (random_direction(model, ("q_proj",), seed) for seed in (1, 2))
+    folder, file = save_adapter(replace(one, base="m"), tmp_path / "diff"), save_factors(other, tmp_path / "other.pt")
+    merger = LoRAMerger(model)
+    merger.merge_lora_diff(folder, 0.5)
+    [first] = merger._directions
+    placed = dict(merger._placed)
+    merger.merge_lora_diff(str(folder), 1.0)
+    assert merger._directions[0] is first and all(merger._placed[name] is kept for name, kept in placed.items())
+    merger.restore_original_weights()
+    merger.merge_lora_diff([folder, file], [1.0, 2.0])
+    assert merger._directions[0] is first, "read once in the merger's life, while it is asked for"
+    expected = LoRAMerger(tied())
+    expected.merge_lora_diff([one, other], [1.0, 2.0])
+    assert same_bits(model, bits(expected.model))
+    save_adapter(replace(other, base="m"), folder)
+    merger.merge_lora_diff(folder, 2.0)
+    expected.merge_lora_diff(other, 2.0)
+    assert same_bits(model, bits(expected.model)), "written again, read again"
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no adapter_model.safetensors"):
+        merger.merge_lora_diff(folder, 2.0)
+    assert same_bits(model, before)
+
+
 def test_only_what_a_direction_changes_is_copied():
     model = tied()
     one = at_layers(random_direction(model, ("q_proj", "lm_head")), [2])
