@@ -27,10 +27,12 @@ _TRASH = 64  # rows that share the tokens nobody asked for, so that they do not 
 class _Sums:
     name: str
     prompt_len: int
-    slot: int  # rows of the sums: 2 * slot the prompt's, 2 * slot + 1 the answer's
+    slot: int | None  # rows of the sums: 2 * slot the prompt's, 2 * slot + 1 the answer's; None while preempted
     counted: int = 0
     n_prompt: int = 0
     n_response: int = 0
+    kept: Float[Tensor, "layers 2 d_model"] | None = None
+    """Its sums while preempted: others may start before it goes on, and all places be taken."""
 
 
 class Capture:
@@ -58,6 +60,9 @@ class Capture:
         for request in scheduled.finished_req_ids:
             if request in self._running:
                 self._finish(request)
+        for request in scheduled.preempted_req_ids or ():
+            if request in self._running:
+                self._pause(self._running[request])
         for new in scheduled.scheduled_new_reqs:
             extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
             if CAPTURE_KEY in extra and new.req_id not in self._running:
@@ -65,6 +70,28 @@ class Capture:
                 for sums in self.sums:
                     sums[2 * slot : 2 * slot + 2] = 0.0
                 self._running[new.req_id] = _Sums(extra[CAPTURE_KEY], len(new.prompt_token_ids), slot)
+        for request in scheduled.scheduled_cached_reqs.req_ids:
+            if request in self._running:
+                self._resume(self._running[request])
+
+    def _pause(self, own: _Sums) -> None:
+        """Takes a preempted request's sums out, and frees its place."""
+        if own.slot is not None:
+            own.kept = self._at(own.slot)
+            self._free.append(own.slot)
+            own.slot = None
+
+    def _resume(self, own: _Sums) -> None:
+        """Puts a preempted request's sums back; nothing for one that runs."""
+        if own.slot is None:
+            assert own.kept is not None
+            own.slot = self._free.pop()
+            for layer_sums, kept in zip(self.sums, own.kept, strict=True):
+                layer_sums[2 * own.slot : 2 * own.slot + 2] = kept.to(layer_sums.device)
+            own.kept = None
+
+    def _at(self, slot: int) -> Float[Tensor, "layers 2 d_model"]:
+        return torch.stack([layer_sums[2 * slot : 2 * slot + 2] for layer_sums in self.sums]).cpu()
 
     def fill(self, requests: Sequence[str], n_scheduled: Sequence[int], n_computed: Sequence[int]) -> None:
         """Writes the row of every token of the batch."""
@@ -80,6 +107,7 @@ class Capture:
     @staticmethod
     def _count(sums: _Sums, first: int, n_tokens: int, rows: np.ndarray) -> None:
         """Sends the tokens that were not counted yet to the request's own rows."""
+        assert sums.slot is not None, "a preempted request is computed before the scheduler has said so"
         fresh = max(sums.counted - first, 0)
         edge = min(max(sums.prompt_len - first, fresh), n_tokens)
         rows[fresh:edge] = 2 * sums.slot
@@ -90,14 +118,14 @@ class Capture:
 
     def _finish(self, request: str) -> None:
         sums = self._running.pop(request)
-        both = torch.stack([own[2 * sums.slot : 2 * sums.slot + 2] for own in self.sums]).cpu()  # (layers, 2, d_model)
+        self._pause(sums)
+        assert sums.kept is not None
         self._done[sums.name] = {
             "n_prompt": sums.n_prompt,
             "n_response": sums.n_response,
-            "sums": both.numpy().tobytes(),
+            "sums": sums.kept.numpy().tobytes(),
             "layers": self.layers,
         }
-        self._free.append(sums.slot)
 
     def take(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By name, the sums of requests that have ended, whether or not the scheduler has announced it yet."""

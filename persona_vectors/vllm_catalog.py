@@ -76,8 +76,8 @@ class Catalog:
         Steps come back as `parse_spec` gives them, for what this lets through is read again in the engine.
 
         Raises:
-            ValueError: what `parse_spec` refuses, an unknown vector, a layer the model has not or that cannot be steered here, a zero vector, or
-                more ablations and caps at a layer than the engine was started for.
+            ValueError: what `parse_spec` refuses, an unknown vector, a layer the model has not or that cannot be
+                steered here, a zero vector, or more ablations and caps at a layer than the engine was started for.
         """
         steps = tuple(self._resolved(step) for step in parse_spec([asdict(step) for step in spec]))
         for layer in {step.layer for step in steps}:

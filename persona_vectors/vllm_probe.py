@@ -29,6 +29,7 @@ class Probe:
         self._number = {layer: k for k, layer in enumerate(self.layers)}
         self.places = torch.zeros(N_PLACES, dtype=torch.int64, device=device)
         self.seen = [torch.zeros(2, N_PLACES, d_model, dtype=torch.float32, device=device) for _ in self.layers]
+        self._placed = False  # whether places points anywhere but at the first token
         self._wanted: dict[str, set[int]] = {}
         self._now: list[tuple[str, int]] = []
         self._kept: list[dict[str, Any]] = []
@@ -58,7 +59,7 @@ class Probe:
     def fill(self, requests: Sequence[str], n_scheduled: Sequence[int], n_computed: Sequence[int]) -> None:
         """Points the probe at the wanted tokens of this step, as many as it serves."""
         self._now = []
-        if not self._wanted:
+        if not self._wanted and not self._placed:
             return
         places, start = [], 0
         for request, n_tokens, first in zip(requests, n_scheduled, n_computed, strict=True):
@@ -67,7 +68,9 @@ class Probe:
                     places.append(start + int(position - first))
                     self._now.append((request, position))
             start += int(n_tokens)
+        # also when nobody asks any more: the place of a long step lies outside a short one
         self.places.copy_(torch.tensor(places + [0] * (N_PLACES - len(places))))
+        self._placed = bool(places)
 
     def keep(self) -> None:
         """Called after the step: keeps what was read."""

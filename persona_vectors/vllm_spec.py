@@ -6,8 +6,9 @@ A request's steering is a list of steps, as JSON:
      {"vector": "evil", "layer": [16, 17], "kind": "cap", "ceiling": 4.0, "positions": "all"}]
 
 `layer` is a hidden_states index (several: the step at each of them); `kind` is add (default), ablate or cap,
-`positions` response (default), prompt or all, and `floor` and `ceiling` bound a cap, as in
-`persona_vectors.interventions`. Steps on one layer act in the order given. A step of coef 0 is left out, so its request is an unsteered one.
+`positions` response (default), prompt or all, and `floor` and `ceiling` bound a cap, all as in
+`persona_vectors.interventions`. Steps on one layer act in the order given. A step of coef 0 is left out, so its request
+is an unsteered one.
 
 vLLM is not imported here.
 """
