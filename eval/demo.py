@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eval.demo_steps import Run
+    from eval.demo_weights import Weights
     from eval.findings import Findings
     from eval.prevention_rows import Comparison
 
@@ -45,7 +46,8 @@ def main(
     """Find the vectors of some traits, steer with them beside random directions, and write output_dir/report.html.
 
     Then the model is finetuned on data that shows the first trait: plainly, with the vector added in training, and with
-    a random direction. Ends by saying what was found: a shift counts at the largest coefficient up to which coherence
+    a random direction; and what the plain finetuning adds to the weights, less what normal answers add, is tried as a
+    direction of weights. Ends by saying what was found: a shift counts at the largest coefficient up to which coherence
     loses at most 10 points, if its 95% interval is above 0 and no random direction of the same norm moves the score as
     far.
 
@@ -60,7 +62,7 @@ def main(
         n_random: random directions of the vector's norm, each run at every coefficient.
         max_tokens: most tokens of an answer.
         threshold (0-100): which pairs of answers make the vector, as in generate_vec.py.
-        finetuning: finetune, too; --nofinetuning leaves that section out.
+        finetuning: finetune, too; --nofinetuning leaves that section out, and that on weights.
         prevention_coef: coefficient of the vector in training; default that of configs/train_tiny_steer.json, for
             another model that of configs/train_instruct_7b_steer.json.
         finetune_steps: optimizer steps of each finetuning; default those of the same config.
@@ -100,8 +102,9 @@ def main(
         findings, tables[name] = study(run, trait, name)
         found.append(findings)
     compared = _finetuning(run, traits[0], names[0], prevention_coef, finetune_steps) if finetuning else None
-    report = _write_report(run, found, tables, compared, time.monotonic() - started)
-    _say(found, compared, report)
+    weights = _weights(run, traits[0], found[0], tables[names[0]]) if compared else None
+    report = _write_report(run, found, tables, compared, weights, time.monotonic() - started)
+    _say(found, compared, weights, report)
 
 
 def _check(
@@ -159,14 +162,28 @@ def _finetuning(run: Run, trait: str, name: str, coef: float | None, steps: int 
     return finetuning(run, trait, name, coef, steps)
 
 
+def _weights(run: Run, trait: str, vector: Findings, tables: dict[float, pd.DataFrame]) -> Weights | None:
+    """The first trait's direction of weights; None, and a line that says why, where it has no normal answers."""
+    from eval.demo_weights import neutral_config, weights
+
+    try:
+        neutral_config(run)
+    except ValueError as error:
+        print(f"\nno direction of weights: {error}")
+        return None
+    return weights(run, trait, vector, tables)
+
+
 def _write_report(
     run: Run,
     found: list[Findings],
     tables: dict[str, dict[float, pd.DataFrame]],
     compared: Comparison | None,
+    weights: Weights | None,
     seconds: float,
 ) -> Path:
     """Figures as PNG files, the page, and its sidecar; returns the page's path."""
+    from eval import demo_weights_page
     from eval.findings import record, samples
     from eval.prevention_rows import records
     from eval.report_page import Report, norms_figure, render, trait_figures
@@ -188,6 +205,7 @@ def _write_report(
         provenance={**provenance(), "seconds": round(seconds)},
         notes=_notes(run),
         finetuned=compared,
+        weights=demo_weights_page.shown(weights) if weights else None,
     )
     figures = {item.trait: trait_figures(item, report.projections[item.trait]) for item in found}
     norms = norms_figure(found)
@@ -195,6 +213,7 @@ def _write_report(
         write_bytes_atomic(run.folder / "figures" / f"{figure.name}.png", figure.png)
     path = write_text_atomic(run.folder / "report.html", render(report, figures, norms))
     findings = {"findings": [record(item) for item in found], "finetuned": records(compared) if compared else None}
+    findings |= {"weights": demo_weights_page.record(weights) if weights else None}
     write_sidecar(path, {"settings": settings, **findings, "commands": run.commands})
     return path
 
@@ -213,10 +232,11 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _say(found: list[Findings], compared: Comparison | None, report: Path) -> None:
+def _say(found: list[Findings], compared: Comparison | None, weights: Weights | None, report: Path) -> None:
     """Prints the tables, what was found, and where it is."""
     import pandas as pd
 
+    from eval import demo_weights_page
     from eval.findings import COLUMNS, table_rows
     from eval.prevention_findings import sentences
     from eval.prevention_rows import table_lines
@@ -229,10 +249,15 @@ def _say(found: list[Findings], compared: Comparison | None, report: Path) -> No
     if compared is not None:
         print(f"\n{compared.trait}, finetuned: judge scores, 95% intervals")
         print("\n".join(table_lines(compared)))
+    if weights is not None:
+        print(f"\n{weights.trait}, a direction of weights: judge scores, 95% intervals")
+        print("\n".join(demo_weights_page.table_lines(weights)))
     print("\nWhat was found")
     for findings in found:
         print(f"- {findings.sentence()} {findings.auc_sentence()}")
     for sentence in sentences(compared) if compared is not None else ():
+        print(f"- {sentence}")
+    for sentence in demo_weights_page.sentences(weights) if weights is not None else ():
         print(f"- {sentence}")
     print(f"\nReport, with figures and answers side by side: {report}\nVectors and tables: {report.parent}/")
 

@@ -33,7 +33,7 @@ def finetuning(run: Run, trait: str, name: str, coef: float | None, steps: int |
     print(f"\n== {name}: finetuning on data that shows it, with and without the vector added in training")
     paths = _write_configs(run, name, coef, steps)
     for path in paths.values():
-        _train(run, path)
+        train(run, path)
     arguments = {
         **{"config": str(paths["plain"]), "steered_config": str(paths["steered"])},
         **{"control_configs": [str(paths["random"])], "trait": trait, "judge_model": run.judge_model},
@@ -96,7 +96,7 @@ def _is_own_language(files: list[str]) -> bool:
     return len(files) > 1
 
 
-def _train(run: Run, path: Path) -> None:
+def train(run: Run, path: Path) -> None:
     """`python training.py` of a config; the demo's earlier model of other settings is replaced, a finished one kept."""
     import training
     from eval.commands import run_command

@@ -69,24 +69,12 @@ class Findings:
     @property
     def reported(self) -> SweepPoint | None:
         """The largest coefficient up to which coherence holds; None where the first already loses it."""
-        held = None
-        for point in self.points[1:]:
-            if not point.coherence_shift.mean >= -MAX_COHERENCE_LOSS:
-                break
-            held = point
-        return held
+        return reported_point(self.points)
 
     @property
     def verdict(self) -> str:
         """found | coherence lost | no shift | no better than random."""
-        point = self.reported
-        if point is None:
-            return "coherence lost"
-        if not point.shift.low > 0:
-            return "no shift"
-        if np.abs(point.random_shifts).max() >= point.shift.mean:
-            return "no better than random"
-        return "found"
+        return verdict_of(self.points)
 
     def sentence(self) -> str:
         """What steering did, with its interval and control, in plain words."""
@@ -128,19 +116,41 @@ class Findings:
         )
 
 
+def reported_point(points: Sequence[SweepPoint]) -> SweepPoint | None:
+    """The largest coefficient up to which coherence holds, of points from 0 up; None where the first loses it."""
+    held = None
+    for point in points[1:]:
+        if not point.coherence_shift.mean >= -MAX_COHERENCE_LOSS:
+            break
+        held = point
+    return held
+
+
+def verdict_of(points: Sequence[SweepPoint]) -> str:
+    """found | coherence lost | no shift | no better than random, of points from 0 up."""
+    point = reported_point(points)
+    if point is None:
+        return "coherence lost"
+    if not point.shift.low > 0:
+        return "no shift"
+    if np.abs(point.random_shifts).max() >= point.shift.mean:
+        return "no better than random"
+    return "found"
+
+
 def sweep_point(
     coef: float,
     base: pd.DataFrame,
     steered: pd.DataFrame,
     randoms: Sequence[pd.DataFrame],
     trait: str,
-    projection: str,
+    projection: str | None = None,
 ) -> SweepPoint:
     """The point of one coefficient; all tables have the same rows (question and sample) in the same order.
 
     Args:
         base: the unsteered table.
-        steered: the table at `coef`, with a column `projection`.
+        steered: the table at `coef`, with a column `projection`; None has no projections.
         randoms: one table for each random direction at `coef`.
     """
     questions = base["question"].tolist()
@@ -157,7 +167,7 @@ def sweep_point(
         shift=mean(steered[trait] - base[trait]),
         coherence=mean(steered["coherence"]),
         coherence_shift=mean(steered["coherence"] - base["coherence"]),
-        projection=mean(steered[projection]),
+        projection=mean(steered[projection] if projection else np.full(len(steered), np.nan)),
         random_scores=np.array([table[trait].mean() for table in randoms]),
         random_shifts=np.array([(table[trait] - base[trait]).mean() for table in randoms]),
         random_coherences=np.array([table["coherence"].mean() for table in randoms]),
@@ -178,18 +188,20 @@ COLUMNS = ("coef", "score", "shift", "random shift", "coherence", "random cohere
 
 def table_rows(findings: Findings) -> list[dict[str, str]]:
     """One row a coefficient, as text, by the names in COLUMNS."""
-    return [
-        {
-            "coef": f"{point.coef:g}",
-            "score": point.score.text(),
-            "shift": point.shift.text(sign=True) if point.coef else "",
-            "random shift": _range(point.random_shifts) if point.coef else "",
-            "coherence": point.coherence.text(),
-            "random coherence": _range(point.random_coherences) if point.coef else "",
-            "projection": point.projection.text(2),
-        }
-        for point in findings.points
-    ]
+    return [row_of(point) for point in findings.points]
+
+
+def row_of(point: SweepPoint) -> dict[str, str]:
+    """A coefficient's row of the table."""
+    return {
+        "coef": f"{point.coef:g}",
+        "score": point.score.text(),
+        "shift": point.shift.text(sign=True) if point.coef else "",
+        "random shift": _range(point.random_shifts) if point.coef else "",
+        "coherence": point.coherence.text(),
+        "random coherence": _range(point.random_coherences) if point.coef else "",
+        "projection": point.projection.text(2),
+    }
 
 
 def _range(values: np.ndarray) -> str:
@@ -225,6 +237,11 @@ def _score(value: Any) -> str:
 def record(findings: Findings) -> dict[str, Any]:
     """The findings as JSON holds them, with NaN as None."""
     return {**_plain(asdict(findings)), "verdict": findings.verdict, "sentence": findings.sentence()}
+
+
+def record_of(point: SweepPoint) -> dict[str, Any]:
+    """A coefficient's numbers as JSON holds them, with NaN as None."""
+    return _plain(asdict(point))
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
+    from eval.demo_weights_page import WeightsPage
     from eval.prevention_rows import Comparison
 
 TEMPLATE = "report.html.j2"
@@ -52,6 +53,7 @@ class Report:
         provenance: what produced it: versions, commit, time.
         notes: limits that a reader must know.
         finetuned: the comparison of finetuned models, where there is one.
+        weights: what a direction of weights did, where there is one.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Report:
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
     finetuned: Comparison | None = None
+    weights: WeightsPage | None = None
 
 
 def trait_figures(findings: Findings, projections: Mapping[str, Sequence[float]]) -> list[PageFigure]:
@@ -159,6 +162,7 @@ def render(report: Report, figures: Mapping[str, Sequence[PageFigure]], norms: P
         rows={findings.trait: table_rows(findings) for findings in report.findings},
         plotly_js=get_plotlyjs(),
         finetuned=None if report.finetuned is None else shown(report.finetuned),
+        weights=report.weights,
         swatch=swatch,
     )
 

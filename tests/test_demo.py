@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+import eval_lora_persona
+import extract_persona_lora
 import generate_vec
 import training
 from eval import cal_projection, demo, demo_finetuning, eval_persona, prevention
 from eval.demo_steps import Run
+from eval.demo_weights import neutral_config
 from persona_vectors import cli
 from persona_vectors.training_config import load_training_config
 from persona_vectors.vectors import load_vectors
+from persona_vectors.weight_direction import content_hash
+from persona_vectors.weight_files import load_adapter, load_direction
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny-persona"
@@ -57,6 +63,7 @@ def test_everything_is_written(finished):
     for kind in ("plain", "steered", "random"):
         record = json.loads((folder / "prevention" / "models" / kind / "training.json").read_text())
         assert record["steps"] == 2 and record["config"]["model"] == str(TINY)
+    assert {file.name for file in (folder / "weights").iterdir()} >= {"evil_lora_diff", "look_inside.json"}
 
 
 def test_finetuning_has_the_settings_of_the_published_configs(tmp_path, monkeypatch):
@@ -107,19 +114,79 @@ def test_sidecar_holds_numbers_that_the_tables_give(finished):
 
 
 @needs_tiny
+def test_the_direction_of_weights_is_the_finetuned_model_less_its_twin_on_normal_answers(finished):
+    folder, _ = finished
+    plain, pos = (load_adapter(folder / name) for name in ("prevention/models/plain", "weights/pos_lora"))
+    neg = load_adapter(folder / "weights" / "neg_lora")
+    made = load_direction(folder / "weights" / "evil_lora_diff")
+    assert content_hash(plain) == content_hash(pos) != content_hash(neg)
+    name = next(iter(made.modules))
+    expected = plain.modules[name].delta() - neg.modules[name].delta()
+    torch.testing.assert_close(made.modules[name].delta(), expected, rtol=1e-4, atol=1e-7)
+    one, other = (
+        json.loads((folder / name / "training.json").read_text())["config"]
+        for name in ("prevention/models/plain", "weights/neg_lora")
+    )
+    assert {key for key in one if one[key] != other[key]} == {"training_file", "output_dir"}
+    assert other["training_file"] == ["dataset/tiny_evil/normal.jsonl", "dataset/tiny_task/train.jsonl"]
+
+
+@needs_tiny
+def test_what_the_weights_did_follows_from_their_table(finished):
+    folder, _ = finished
+    told = json.loads((folder / "report.html.json").read_text())["weights"]
+    table = pd.read_csv(folder / "weights" / "evil_answers.csv", keep_default_na=False)
+    means = table.groupby(["control", "coef"])[["evil", "coherence"]].mean()
+    assert [point["coef"] for point in told["points"]] == [-1, 0, 0.5, 1]
+    for point in told["points"]:
+        assert point["score"]["mean"] == pytest.approx(means.loc[("", point["coef"]), "evil"])
+        assert point["coherence"]["mean"] == pytest.approx(means.loc[("", point["coef"]), "coherence"])
+        if point["coef"]:
+            randoms = [means.loc[(control, point["coef"]), "evil"] for control in ("random1", "random2")]
+            assert point["random_scores"] == pytest.approx(randoms)
+    steered = pd.read_csv(folder / "steered" / "evil.csv", keep_default_na=False)
+    unsteered = [rows[(rows["control"] == "") & (rows["coef"] == 0)]["answer"].tolist() for rows in (table, steered)]
+    assert unsteered[0] == unsteered[1]
+    assert sum(one["share"] for one in told["look"]["by_layer"].values()) == pytest.approx(1)
+    page = html.unescape((folder / "report.html").read_text())
+    assert all(sentence in page for sentence in told["sentences"])
+
+
+def test_a_trait_without_normal_answers_is_said_in_a_line_and_the_demo_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "misaligned_2.jsonl"
+    rows.write_text("{}")
+    run = Run(str(TINY), "", tmp_path, 3, [0.0], 1, 1, 1, 50, 0, "auto", "auto")
+    plain = {"model": str(TINY), "training_file": [str(rows)], "output_dir": str(tmp_path / "plain"), "loss": "sft"}
+    path = tmp_path / "prevention" / "configs" / "plain.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(plain))
+    assert demo._weights(run, "evil", None, {}) is None
+    assert capsys.readouterr().out.strip() == (
+        f"no direction of weights: {tmp_path / 'normal.jsonl'} is missing: normal answers to the trait's questions"
+    )
+    (tmp_path / "normal.jsonl").write_text("{}")
+    assert neutral_config(run).training_files == [str(tmp_path / "normal.jsonl")]
+
+
+@needs_tiny
 def test_every_printed_command_is_accepted_by_its_own_front_door(finished):
     folder, _ = finished
     commands = json.loads((folder / "report.html.json").read_text())["commands"]
     mains = {"eval.eval_persona": eval_persona.main, "eval.cal_projection": cal_projection.main}
     mains |= {"generate_vec.py": generate_vec.main, "training.py": training.main, "eval.prevention": prevention.main}
+    mains |= {"extract_persona_lora.py": extract_persona_lora.main, "eval_lora_persona.py": eval_lora_persona.main}
     seen = set()
+    copied = f"cp -r {folder / 'prevention/models/plain'} {folder / 'weights/pos_lora'}"
     for command in commands:
+        if command == copied:
+            continue
         words = shlex.split(command)
         name = next(word for word in words[1:] if word != "-m")
         arguments = cli.parse(mains[name], words[words.index(name) + 1 :])
         inspect.signature(mains[name]).bind(**arguments)
         seen.add(name)
-    assert seen == set(mains) and len(commands) == 9
+    assert seen == set(mains) and len(commands) == 13 and copied in commands
 
 
 @needs_tiny

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY, TOOLS, L2 = "persona_vectors", ("activation_steer", "lora_utils", "judge"), ("eval", "data_generation")
 SANCTIONED = {("extract_persona_lora", "training"), ("eval.demo_steps", "generate_vec")}
-SANCTIONED |= {("eval.demo_finetuning", "training")}
+SANCTIONED |= {("eval.demo_finetuning", "training"), ("eval.demo_weights", "extract_persona_lora")}
+SANCTIONED |= {("eval.demo_weights", "eval_lora_persona")}
 """A LoRA persona is two trainings; the demo is the published commands themselves, one after the other."""
 
 SOURCES = sorted(
