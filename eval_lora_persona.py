@@ -52,6 +52,7 @@ def main(
     control: Literal["random"] | None = None,
     n_random: int = 2,
     min_coherence: float = 75.0,
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Sample answers with a direction of weights at each coefficient, score them, and write the table.
 
@@ -85,8 +86,13 @@ def main(
         control: random runs directions with the same singular values and random singular vectors at every coefficient.
         n_random: random directions for each direction.
         min_coherence (0-100): the highest trait is looked for among settings with this mean coherence or more.
+        engine: what samples: vllm (directions become exactly rescaled adapters in one batch, whatever --mode says), hf
+            (Hugging Face), or auto: vLLM where it is installed.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
+    from persona_vectors.vllm_available import choose_engine
+
+    kind = arguments["engine"] = choose_engine(engine)
     from eval.sweep import check_numbers, check_once, check_placeholder, check_system_prompt, several
     from eval.sweep_files import check_outputs, refuse_other_settings, sidecar_records
     from eval.weight_settings import crosstalk_lines, crosstalk_of, read_directions, together
@@ -127,7 +133,7 @@ def main(
     records = [[{**record, "crosstalk": shared} for record in own] for own in records] if shared else records
     with Store() as store:
         how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge)
-        run_studies(Engine(model, dtype, device_map), store, studies, records, how, min_coherence)
+        run_studies(Engine(model, dtype, device_map, kind), store, studies, records, how, min_coherence)
 
 
 def _study(arguments: dict[str, Any], trait: str, directions: dict[str, WeightDirection]) -> Study:

@@ -94,6 +94,7 @@ def main(
     judge_mode: Literal["auto", "logprobs", "text"] = "auto",
     judge_samples: int = 1,
     max_requests_per_minute: int | None = None,
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Sample answers to a trait's questions, score them with a judge, and write the table.
 
@@ -137,8 +138,12 @@ def main(
         judge_mode: how an API judge is asked: log-probabilities, or text where a provider has none.
         judge_samples: replies of text mode that are averaged.
         max_requests_per_minute: judge calls sent in a minute at most.
+        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
+    from persona_vectors.vllm_available import choose_engine
+
+    kind = arguments["engine"] = choose_engine(engine)
     from eval.sweep import Grid, check_grid, check_numbers, check_placeholder, check_system_prompt, several
     from judge import JudgeOptions, check_judge, is_local_judge
     from persona_vectors.models import resolve_model
@@ -160,14 +165,14 @@ def main(
     from eval.sweep_run import run_studies, say
     from persona_vectors.store import Store
 
-    engine = Engine(model, dtype, device_map)
+    sampler = Engine(model, dtype, device_map, kind)
     how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge, together=batch_process)
     if batch_process and not is_local_judge(judge_model):
         how = replace(how, on_estimate=lambda name, takes: say([f"judging {name}: {takes.line()}"]))
     with Store() as store:
         if coef_unit == "norm":
-            studies, records = _in_norm_units(engine, store, studies, records, overwrite)
-        run_studies(engine, store, studies, records, how, min_coherence)
+            studies, records = _in_norm_units(sampler, store, studies, records, overwrite)
+        run_studies(sampler, store, studies, records, how, min_coherence)
 
 
 def _study(arguments: dict[str, Any], trait: str, grid: Grid) -> Study:

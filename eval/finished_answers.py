@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.model_utils import Added, WeightSteering, key_of, steer_rows, weights_of
 from lora_utils import LoRAMerger
@@ -21,6 +21,8 @@ from persona_vectors.store import Store, content_key
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from eval.vllm_answers import VllmSampler
+
 
 @dataclass
 class Engine:
@@ -29,9 +31,11 @@ class Engine:
     name: str
     dtype: str = "auto"
     device_map: str = "auto"
+    kind: Literal["hf", "vllm"] = "hf"
     _loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
     _tokenizer: PreTrainedTokenizerBase | None = None
     _fingerprint: str | None = None
+    _vllm: VllmSampler | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -41,9 +45,28 @@ class Engine:
 
     @property
     def model(self) -> PreTrainedModel:
+        """The model in this process, for forward passes; vLLM's engine, if one runs, ends first."""
+        self.release()
         if self._loaded is None:
             self._loaded = load_model(self.name, dtype=self.dtype, device_map=self.device_map)
         return self._loaded[0]
+
+    def vllm(self, steerings: Sequence[Added]) -> VllmSampler:
+        """The vLLM engine that can sample under these; started when first needed, and again for larger adapters."""
+        from eval.vllm_answers import VllmSampler, adapter_rank
+
+        if self._vllm is not None and adapter_rank(steerings) > self._vllm.rank:
+            self.release()
+        if self._vllm is None:
+            self._loaded = None  # both would want the device's memory
+            self._vllm = VllmSampler(self.name, self.tokenizer, self.dtype, steerings)
+        return self._vllm
+
+    def release(self) -> None:
+        """Ends vLLM's engine, if one runs, and frees its memory."""
+        if self._vllm is not None:
+            self._vllm.close()
+            self._vllm = None
 
     def key(self) -> dict[str, Any]:
         """What of the engine determines an answer."""
@@ -52,7 +75,16 @@ class Engine:
         import torch
 
         device = "cuda" if torch.cuda.is_available() and self.device_map != "cpu" else "cpu"
-        return {"engine": "hf", "model": self._fingerprint, "dtype": self.dtype, "device": device}
+        return {"engine": self.label, "model": self._fingerprint, "dtype": self.dtype, "device": device}
+
+    @property
+    def label(self) -> str:
+        """Which engine samples, with its version where answers may depend on it."""
+        if self.kind == "hf":
+            return "hf"
+        from persona_vectors.vllm_available import vllm_version
+
+        return vllm_version()
 
 
 def answers_of(
@@ -84,6 +116,17 @@ def answers_of(
     if todo:
         if before_sampling is not None:
             before_sampling()
+        if engine.kind == "vllm":
+            engine.vllm(steerings).sample(
+                [prompts[row] for row in todo],
+                [streams[row] for row in todo],
+                [steerings[row] for row in todo],
+                max_tokens=max_tokens,
+                temperature=temperature,
+                on_batch=partial(keep, todo),
+                progress=progress,
+            )
+            return [known[key] for key in keys]
         with LoRAMerger(engine.model) as merger:  # one coefficient replaces the next, from one copy of the weights
             for places, merged in _by_weights([steerings[row] for row in todo]):
                 chosen = [todo[place] for place in places]

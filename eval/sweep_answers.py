@@ -78,6 +78,8 @@ def answered(
     parts = [part for study in studies for part in _parts(study, engine.tokenizer, how)]
     for group in _groups(parts, how.together):
         _sample(engine, store, group, how, first_time)
+        if how.together:
+            engine.release()  # the judge may want its memory
         for study in studies:
             _score(store, [(part, rows) for part, rows in group if part.study is study], how)
     done = [Answered(part.setting, _table(part), part.failures) for part in parts]

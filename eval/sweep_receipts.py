@@ -42,11 +42,17 @@ class Receipts:
             return []
         vectors = [one for one in self.settings if one.vector_steering is not None]
         weights = [(one, one.weight_steering) for one in self.settings if one.weight_steering is not None]
-        how = self.engine.model, self.engine.tokenizer, self.prompt
         found: list[Receipt | WeightReceipt] = []
-        found += take_receipts(*how, [one.vector_steering for one in vectors]) if vectors else []
-        found += take_weight_receipts(*how, [steering for _, steering in weights])
-        measured = [*vectors, *(one for one, _ in weights)]
+        if self.engine.kind == "vllm":  # its adapters have no receipt: what they do to modules is not read there
+            sampler = self.engine.vllm([one.steering for one in self.settings])
+            sampler.check_adapters(self.prompt, [steering for _, steering in weights])
+            found += sampler.receipts(self.prompt, [one.vector_steering for one in vectors])
+            measured = vectors
+        else:
+            how = self.engine.model, self.engine.tokenizer, self.prompt
+            found += take_receipts(*how, [one.vector_steering for one in vectors]) if vectors else []
+            found += take_weight_receipts(*how, [steering for _, steering in weights])
+            measured = [*vectors, *(one for one, _ in weights)]
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
         self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(measured, found, strict=True)}
         self.store.put_many(self.known, kind="receipt", source=self.engine.name)

@@ -141,7 +141,7 @@ def sample_answers(
     limits = _limits(model, ids, max_tokens)
     uniforms = RowUniforms(streams, limits)
     answers: dict[int, str] = {}
-    outbox = _Outbox(on_batch)
+    outbox = Outbox(on_batch)
     with tqdm(total=len(prompts), desc="sampling", unit="answer", disable=not progress) as bar, outbox:
         with grouped_attention(model):
             for ended in _decoded(model, tokenizer, ids, limits, temperature, uniforms, steer):
@@ -154,7 +154,7 @@ def sample_answers(
     return [answers[row] for row in range(len(prompts))]
 
 
-class _Outbox:
+class Outbox:
     """Hands finished answers on in groups; on leaving, also after an error, what is left."""
 
     def __init__(self, on_batch: OnBatch | None):
@@ -173,7 +173,7 @@ class _Outbox:
             self.on_batch(list(answers), list(answers.values()))
         self.sent = time.monotonic()
 
-    def __enter__(self) -> _Outbox:
+    def __enter__(self) -> Outbox:
         return self
 
     def __exit__(self, *_exception: object) -> None:

