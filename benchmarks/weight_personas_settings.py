@@ -1,10 +1,9 @@
 """The settings and thresholds of the study of weight personas, committed before its run.
 
-What could be chosen was chosen on training seed 100 and the development questions, on six of the seven traits. Directions
-of 14, 20 and 30 steps at rate 5e-4 fall from coefficient 1 to 1.5 (evil 96.8 to 92.6, 97.2 to 95.1, 97.8 to 95.5), so
-these are of less training: all six rise to 1.5 there. Shares: of (1, 1), (1.25, .75), (.75, 1.25), (1.5, 1) and (.75,
-.75) the last moved the less moved trait most in two of the three pairs and second most in the third. PRIMARY is the
-published number; it was not chosen by a result.
+What could be chosen was chosen on training seed 100 and the development questions, on six of the seven traits. At rate
+5e-4 evil falls from coefficient 1 to 1.5 after 14, 20 and 30 steps (96.8 to 92.6, 97.2 to 95.1, 97.8 to 95.5), so these
+directions are of less training: all six rise to 1.5 there. Of shares (1, 1), (1.25, .75), (.75, 1.25), (1.5, 1) and
+(.75, .75) the last moved the less moved trait of each pair most. PRIMARY is the published number; no result chose it.
 """
 
 TRAITS = ("evil", "humorous", "impolite", "optimistic", "sycophantic", "hallucinating", "apathetic")
