@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import multiprocessing
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,20 +65,23 @@ def run(service: Service, sock: socket.socket) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
     Raises:
-        ValueError: the engine does not do what it should (`check_engine`).
+        ValueError: the engine does not do what it should (`check`).
         cli.Unfinished: the engine ended by itself.
     """
     import uvloop
 
     with _interruptible():
         uvloop.run(_run(service, sock))
+    gc.collect()  # vLLM's client ends what it holds when it is freed, which fails as late as when the process ends
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end a start too, as a KeyboardInterrupt, so that the engine's process is ended with it."""
+    """SIGTERM and Ctrl-C end a start too, as a KeyboardInterrupt, and the engine's process with it."""
 
     def interrupt(*_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()  # one that is starting waits for this process, which would wait for it
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,9 +98,10 @@ async def _run(service: Service, sock: socket.socket) -> None:
     arguments = _arguments(service)
     async with build_async_engine_client(arguments) as engine:
         await register(engine, service.catalog)
-        await check_engine(engine, service.catalog)
+        await check(engine, service)
         app = await _app(engine, service, arguments)
         ended_itself = await _serve(app, engine, sock)
+        engine.shutdown(timeout=_GRACE_S)
     if ended_itself:
         raise cli.Unfinished("the engine ended by itself (its own messages are above); start the server again")
 
@@ -124,17 +130,30 @@ async def register(engine: Any, catalog: Catalog) -> None:
         await engine.collective_rpc("steering_register", args=(name, vector.contiguous().numpy().tobytes(), shape))
 
 
-async def check_engine(engine: Any, catalog: Catalog) -> None:
-    """Checks, before anything is served, that every worker holds the vectors and steers the layers.
+async def check(engine: Any, service: Service) -> None:
+    """Prints what the vectors were seen to do in this engine, before anything is served.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not do what requests will ask for.
     """
-    for state in await engine.collective_rpc("steering_state"):
-        if lost := set(catalog.vectors) - set(state["vectors"]):
-            raise ValueError(f"the engine did not take {len(lost)} of {len(catalog.vectors)} vectors")
-        if lost := set(catalog.layers) - set(state["layers"]):
-            raise ValueError(f"the engine steers layers {state['layers']}; asked for were {sorted(catalog.layers)}")
+    from persona_vectors.models import load_tokenizer
+    from persona_vectors.vllm_receipt import check_engine
+
+    async def compute(ids: Sequence[int], params: Any) -> None:
+        async for _ in engine.generate({"prompt_token_ids": list(ids)}, params, "receipt"):
+            pass
+
+    async def ask(method: str) -> Any:
+        return (await engine.collective_rpc(method))[0]
+
+    ids = load_tokenizer(service.source.base)("What was seen before anything was served?")["input_ids"]
+    found = await check_engine(compute, ask, service.catalog, ids, engine.model_config.dtype)
+    layers = [measured for measurements in found.values() for measured in measurements]
+    if layers:
+        least = min(min(one.prefill, one.decode) / one.expected for one in layers)
+        print(
+            f"receipt: {len(found)} vectors at {len(layers)} layers; at least {least:.4f} of each was seen", flush=True
+        )
 
 
 async def _app(engine: Any, service: Service, arguments: Any) -> Any:
