@@ -53,9 +53,9 @@ class Engine:
 
     def vllm(self, steerings: Sequence[Added]) -> VllmSampler:
         """The vLLM engine that can sample under these; started when first needed, and again for larger adapters."""
-        from eval.vllm_answers import VllmSampler, adapter_rank
+        from eval.vllm_answers import VllmSampler
 
-        if self._vllm is not None and adapter_rank(steerings) > self._vllm.rank:
+        if self._vllm is not None and not self._vllm.serves(steerings):
             self.release()
         if self._vllm is None:
             self._loaded = None  # both would want the device's memory

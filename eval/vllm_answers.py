@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from eval.model_utils import Added, Steering, parts_of, weights_of
 from eval.receipt import Receipt
 from persona_vectors.sampling import OnBatch, Outbox
@@ -25,19 +27,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_MOST_ADAPTERS = 8  # in one batch on a GPU: each takes memory at every module
+
+
 class VllmSampler:
     """A vLLM engine for one model, with the folder that holds the adapters it is given."""
 
     def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str, steerings: Sequence[Added]):
         self.tokenizer = tokenizer
-        self.rank = adapter_rank(steerings)
+        self._rank = adapter_rank(steerings)
         self._folder = tempfile.TemporaryDirectory(prefix="persona-adapters-")
-        n_adapters = len({self._adapter_name(added) for added in steerings} - {None})
-        self.llm = SteeredLLM(
-            model, dtype=dtype, projections=0, max_loras=min(n_adapters, 8), max_lora_rank=max(self.rank, 8)
-        )
+        self._adapters = {self._adapter_name(added) for added in steerings} - {None}
+        n_places = min(len(self._adapters), _MOST_ADAPTERS if torch.cuda.is_available() else len(self._adapters))
+        self.llm = SteeredLLM(model, dtype=dtype, projections=0, max_loras=n_places, max_lora_rank=max(self._rank, 8))
         self._steps: dict[int, Spec] = {}
         self._kept: list[Added] = []  # so that an id in _steps stays that of its object
+
+    def serves(self, steerings: Sequence[Added]) -> bool:
+        """Whether the engine was started for these adapters."""
+        known = {self._adapter_name(added) for added in steerings} - {None} <= self._adapters
+        return known and adapter_rank(steerings) <= self._rank
 
     def sample(
         self,

@@ -140,7 +140,7 @@ class SteeredLLM:
         layers: hidden_states indices that can be steered; None is all of them.
         projections: most ablations and caps at one layer of one request; 0 saves their tables.
         capture: sum hidden states while sampling, for every request.
-        max_loras: most different adapters in one batch.
+        max_loras: most different adapters in one batch; on a CPU, most in the engine's life.
         max_lora_rank: the largest rank of an adapter.
         options: any other argument of `vllm.LLM`.
 
@@ -170,7 +170,8 @@ class SteeredLLM:
         self._own = None if source.adapter is None else Lora(_folder_name(source.adapter), str(source.adapter))
         if source.adapter is not None:
             max_loras, max_lora_rank = max_loras + 1, max(max_lora_rank, _rank(source.adapter))
-        if max_loras:  # one more than needed: vLLM on CPU gives requests without an adapter the last place
+        self._max_loras = max_loras
+        if max_loras:  # one place more: vLLM on CPU has requests without an adapter read the last one, kept empty so
             steering |= {"enable_lora": True, "max_loras": max_loras + 1, "max_lora_rank": lora_rank(max_lora_rank)}
         self._loras: dict[str, int] = {}
         self._n_requests = 0
@@ -290,6 +291,11 @@ class SteeredLLM:
         if lora is None:
             return None
         number = self._loras.setdefault(lora.name, len(self._loras) + 1)
+        if number > self._max_loras and not (_on_cuda() and self._max_loras):
+            raise ValueError(
+                f"this engine was started for {self._max_loras} adapters and is asked for a {number}th; start it with "
+                "a larger max_loras"
+            )
         return LoRARequest(lora.name, number, lora.folder)
 
     def _check_room(self, requests: Sequence[Request]) -> None:
