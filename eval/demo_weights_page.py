@@ -139,8 +139,8 @@ def _where(look: Mapping[str, Any]) -> str:
     told = []
     for key, name in (("by_layer", "layer {}"), ("by_module_type", "{}")):
         group, one = max(look[key].items(), key=lambda item: item[1]["share"])
-        told.append(f"{name.format(group)} {one['share']:.0%} ({one['share_of_entries']:.0%} of the entries)")
-    return f"Of the direction's squared norm most lies in {told[0]} and, by kind of module, in {told[1]}."
+        told.append(f"{name.format(group)} ({one['share']:.0%}, with {one['share_of_entries']:.0%} of the entries)")
+    return f"Of the direction's squared norm most lies in {told[0]}, and by kind of module in {told[1]}."
 
 
 def _curves(found: Weights) -> Figure:
