@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import logging
 import multiprocessing
 import signal
 import socket
@@ -20,6 +20,7 @@ from persona_vectors.vllm_catalog import Catalog
 from persona_vectors.vllm_spec import Spec
 
 _GRACE_S = 5  # for answers in flight when the server is told to end
+_END_S = 30  # for the engine's processes to free what they share; they are killed after it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ def run(service: Service, sock: socket.socket) -> None:
 
     with _interruptible():
         uvloop.run(_run(service, sock))
-    gc.collect()  # vLLM's client ends what it holds when it is freed, which fails as late as when the process ends
 
 
 @contextlib.contextmanager
@@ -101,7 +101,8 @@ async def _run(service: Service, sock: socket.socket) -> None:
         await check(engine, service)
         app = await _app(engine, service, arguments)
         ended_itself = await _serve(app, engine, sock)
-        engine.shutdown(timeout=_GRACE_S)
+        engine.shutdown(timeout=_END_S)
+        type(engine).__del__ = lambda _: None  # would end it again when Python has taken apart what that needs
     if ended_itself:
         raise cli.Unfinished("the engine ended by itself (its own messages are above); start the server again")
 
@@ -188,12 +189,12 @@ async def _serve(app: Any, engine: Any, sock: socket.socket) -> bool:
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
     host, port = sock.getsockname()[:2]
-    print(
-        f"steering at http://{f'[{host}]' if ':' in host else host}:{port}/v1 ({LISTING} lists the vectors)", flush=True
-    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"steering at http://{address}/v1 ({LISTING} lists the vectors)", flush=True)
     while not told.is_set() and not serving.done() and not engine.errored:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(told.wait(), timeout=1)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # an answer that is cut off now is no error
     server.should_exit = True
     await serving
     return not told.is_set()
