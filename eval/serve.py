@@ -65,7 +65,8 @@ def main(
         enforce_eager: start sooner and answer slower: nothing is compiled.
     """
     from persona_vectors.models import resolve_model
-    from persona_vectors.vllm_steering import catalog_for, engine_options, why_not_vllm
+    from persona_vectors.vllm_available import why_not_vllm
+    from persona_vectors.vllm_options import catalog_for, engine_options, whole_prompts
 
     _check_numbers(max_model_len, max_num_seqs, gpu_memory_utilization)
     files = vector_files(vectors)
@@ -84,6 +85,7 @@ def main(
     with listen(host, port) as sock:
         options = {
             **engine_options(catalog),
+            **whole_prompts(model, max_model_len),
             **_lora_options([*folders.values(), *([source.adapter] if source.adapter else [])]),
             "dtype": _dtype(dtype),
             "max_model_len": max_model_len,
@@ -187,7 +189,7 @@ def _lora_options(adapters: Sequence[Path]) -> Mapping[str, Any]:
     """What vLLM needs for the adapters; one place more than there are, as in `SteeredLLM`."""
     if not adapters:
         return {}
-    from persona_vectors.vllm_steering import lora_rank
+    from persona_vectors.vllm_options import lora_rank
 
     configs = [json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) for folder in adapters]
     rank = lora_rank(max(int(config["r"]) for config in configs))

@@ -1,7 +1,17 @@
 """Steering inside stock vLLM: each request with its own vectors, layers, coefficients and positions, at full speed.
 
     from persona_vectors.vllm_steering import Request, SteeredLLM
-    from persona_vectors.vllm_spec import Step
+    from persona_vectors.vllm_options import (
+    adapter_name,
+    adapter_rank,
+    catalog_for,
+    end_ids,
+    engine_options,
+    lora_rank,
+    on_cuda,
+    whole_prompts,
+)
+from persona_vectors.vllm_spec import Step
 
     with SteeredLLM("Qwen/Qwen2.5-7B-Instruct") as llm:
         evil = llm.register(vectors, "evil")  # (n_layers + 1, d_model)
@@ -16,12 +26,8 @@ vLLM is imported when an engine is started.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,18 +35,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_vectors.models import load_config, load_tokenizer, resolve_model
-from persona_vectors.vllm_available import why_not_vllm
+from persona_vectors.models import load_tokenizer, resolve_model
 from persona_vectors.vllm_capture import CAPTURE_KEY
-from persona_vectors.vllm_catalog import Catalog
+from persona_vectors.vllm_options import (
+    adapter_name,
+    adapter_rank,
+    catalog_for,
+    end_ids,
+    engine_options,
+    lora_rank,
+    on_cuda,
+    whole_prompts,
+)
 from persona_vectors.vllm_spec import KEY, Spec, spec_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from persona_vectors.vllm_receipt import Measured
-
-_GRAPH_SOURCES = ("vllm_worker.py", "vllm_tables.py", "vllm_probe.py", "vllm_capture.py")
 
 
 @dataclass(frozen=True)
@@ -74,60 +86,6 @@ class Answer:
     text: str
     prompt_mean: Float[Tensor, "layers d_model"] | None = None
     response_mean: Float[Tensor, "layers d_model"] | None = None
-
-
-def catalog_for(model: str, layers: Sequence[int] | None = None, projections: int = 1) -> Catalog:
-    """An empty catalog for a model, from its config alone.
-
-    Raises:
-        ValueError: layers that the model has not.
-    """
-    config = load_config(model)
-    every = range(1, config.num_hidden_layers + 1)
-    chosen = sorted(set(every if layers is None else layers))
-    if not chosen or not set(chosen) <= set(every) or projections < 0:
-        raise ValueError(
-            f"steerable layers {chosen} and {projections} projections; {resolve_model(model).label} has layers 1 to "
-            f"{config.num_hidden_layers}, and projections cannot be negative"
-        )
-    return Catalog(resolve_model(model).label, config.num_hidden_layers, config.hidden_size, chosen, projections)
-
-
-def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]:
-    """What makes a stock vLLM engine one that steers: arguments of `vllm.LLM` and of its server alike.
-
-    Sets VLLM_USE_V2_MODEL_RUNNER=0. What determines the compiled graph is in `additional_config`, which vLLM's
-    compile cache goes by; the worker's class is not.
-
-    Raises:
-        ValueError: vLLM cannot be used here.
-    """
-    if (why := why_not_vllm()) is not None:
-        raise ValueError(why)
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    here = Path(__file__).parent
-    source = hashlib.sha256(b"".join((here / name).read_bytes() for name in _GRAPH_SOURCES)).hexdigest()[:16]
-    settings = {
-        "layers": list(catalog.layers),
-        "projections": catalog.projections,
-        "capture": capture,
-        "source": source,
-    }
-    asynchronous = not capture and _on_cuda()  # a step ahead would count the token that ends an answer
-    scheduler = "AsyncSteeringScheduler" if asynchronous else "SteeringScheduler"
-    return {
-        "worker_cls": "persona_vectors.vllm_worker.SteeringWorker",
-        "scheduler_cls": f"persona_vectors.vllm_scheduler.{scheduler}",
-        "async_scheduling": asynchronous,
-        "additional_config": {"steering": settings},
-        "enable_prefix_caching": True,
-    }
-
-
-def _on_cuda() -> bool:
-    return torch.cuda.is_available()
 
 
 class SteeredLLM:
@@ -167,20 +125,23 @@ class SteeredLLM:
 
         source = resolve_model(model)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self._own = None if source.adapter is None else Lora(_folder_name(source.adapter), str(source.adapter))
+        self._own = None if source.adapter is None else Lora(adapter_name(source.adapter), str(source.adapter))
         if source.adapter is not None:
-            max_loras, max_lora_rank = max_loras + 1, max(max_lora_rank, _rank(source.adapter))
+            max_loras, max_lora_rank = max_loras + 1, max(max_lora_rank, adapter_rank(source.adapter))
         self._max_loras = max_loras
         if max_loras:  # one place more: vLLM on CPU has requests without an adapter read the last one, kept empty so
             steering |= {"enable_lora": True, "max_loras": max_loras + 1, "max_lora_rank": lora_rank(max_lora_rank)}
+        if not options.get("enable_chunked_prefill"):
+            options = {**whole_prompts(model, options.get("max_model_len")), **options}
         self._loras: dict[str, int] = {}
         self._n_requests = 0
         self.llm = LLM(
             source.base,
-            dtype="float32" if dtype == "auto" and not _on_cuda() else dtype,  # pyright: ignore[reportArgumentType]
+            dtype="float32" if dtype == "auto" and not on_cuda() else dtype,  # pyright: ignore[reportArgumentType]
             **{**steering, **options},
         )
-        self._ends = _end_ids(model, self.tokenizer)
+        self._ends = end_ids(model, self.tokenizer)
+        self._seeds_refused = not on_cuda() and self.llm.llm_engine.vllm_config.scheduler_config.enable_chunked_prefill
         self._sent: set[str] = set()
 
     def register(self, vector: Float[Tensor, "*layers d_model"], name: str | None = None) -> str:
@@ -218,6 +179,8 @@ class SteeredLLM:
         """
         specs = [self.catalog.resolve(request.spec) for request in requests]
         self._check_room(requests)
+        if self._seeds_refused and temperature > 0 and any(request.seed is not None for request in requests):
+            raise ValueError("vLLM on a CPU cannot sample by seed with chunked prefill; start it without that option")
         engine, rows = self.llm.llm_engine, {}
         for row, (request, spec) in enumerate(zip(requests, specs, strict=True)):
             name = f"persona-{self._n_requests}"
@@ -291,7 +254,7 @@ class SteeredLLM:
         if lora is None:
             return None
         number = self._loras.setdefault(lora.name, len(self._loras) + 1)
-        if number > self._max_loras and not (_on_cuda() and self._max_loras):
+        if number > self._max_loras and not (on_cuda() and self._max_loras):
             raise ValueError(
                 f"this engine was started for {self._max_loras} adapters and is asked for a {number}th; start it with "
                 "a larger max_loras"
@@ -346,40 +309,3 @@ class SteeredLLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM serves adapters of this rank with.
-
-    Raises:
-        ValueError: a rank beyond the largest.
-    """
-    served = (8, 16, 32, 64, 128, 256, 320, 512)
-    fit = [size for size in served if size >= rank]
-    if not fit:
-        raise ValueError(f"an adapter of rank {rank}: vLLM serves ranks to {served[-1]}; truncate it (--rank)")
-    return fit[0]
-
-
-def _rank(adapter: Path) -> int:
-    return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-
-
-def _folder_name(adapter: Path) -> str:
-    """A name of the adapter's content."""
-    weights = adapter / "adapter_model.safetensors"
-    return f"{adapter.name}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
-
-
-def _end_ids(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: those of the tokenizer, the model's config and its generation config."""
-    from transformers import GenerationConfig
-
-    source = resolve_model(model)
-    configs: list[Any] = [tokenizer, load_config(model)]
-    try:
-        configs.append(GenerationConfig.from_pretrained(source.base))
-    except OSError:  # a model without a generation_config.json
-        pass
-    found = [getattr(config, "eos_token_id", None) for config in configs]
-    return sorted({end for ends in found if ends is not None for end in ([ends] if isinstance(ends, int) else ends)})
