@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -13,8 +19,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import eval_lora_persona
 import extract_persona_lora
 from eval.weight_look import look_inside, look_png, look_table
+from eval.weight_outputs import next_lines, serving_line
 from extract_persona_lora import compute_persona_lora_diff, extract_lora_weights, persona_config
 from lora_utils import LoRAMerger
 from persona_vectors import cli
@@ -282,6 +290,94 @@ def test_pos_alone_trains_pos_alone(place):
     assert run(place, "--variants", "non_contrastive", "--nolook", trait="spite.v2", out="alone") == 0
     made = {path.name for path in (place / "alone").iterdir()}
     assert made == {"pos_lora", "spite.v2_lora_pos", "spite.v2_lora_pos.pt", "spite.v2_lora_pos.json"}
+
+
+def test_the_next_command_runs_as_it_is_printed(tiny_persona, tmp_path, monkeypatch, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for side in ("pos", "neg"):
+        change = LowRank(torch.randn(2, 512, generator=generator), 0.01 * torch.randn(256, 2, generator=generator))
+        save_adapter(WeightDirection({"model.layers.2.mlp.down_proj": change}, tiny_persona), tmp_path / f"{side}_lora")
+    argv = ["--model", tiny_persona, "--trait", "evil", "--output_dir", str(tmp_path), "--skip_training", "--nolook"]
+    assert cli.run(extract_persona_lora.main, argv) == 0
+    said = capsys.readouterr().out.splitlines()
+    [printed] = [line.removeprefix("next: ") for line in said if line.startswith("next: ")]
+    python, script, *given = shlex.split(printed)
+    assert (python, script) == ("python", "eval_lora_persona.py") and f"--judge_model {tiny_persona} " in printed
+    folder = tmp_path / "evil_lora_diff"
+    assert f"--max-lora-rank 8 --lora-modules evil_lora_diff={folder}" in said[-1]  # the least that vLLM has for rank 4
+    assert given[-1] == "eval_persona_eval/tiny-persona/evil_lora_diff.csv"
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    given[-1] = str(tmp_path / given[-1])
+    short = ["--n_per_question", "1", "--max_tokens", "4"]  # the printed one, and less of it
+    assert cli.run(eval_lora_persona.main, [*given, *short]) == 0
+    assert sorted(set(pd.read_csv(given[-1])["coef"])) == [-1, 0, 1]
+
+
+def test_what_cannot_be_served_or_scored_is_said(tmp_path, tiny_persona):
+    def line(rank: int, bias: torch.Tensor | None = None) -> str:
+        change = LowRank(torch.zeros(rank, 3), torch.zeros(3, rank), bias)
+        return serving_line(WeightDirection({"model.layers.0.mlp.up_proj": change}, "org/model"), Path("a b/diff"))
+
+    assert [line(rank).split("--max-lora-rank ")[1].split()[0] for rank in (1, 64, 65, 257, 512)] == [
+        *("8", "64", "128", "320", "512"),
+    ]
+    assert line(8).endswith("--lora-modules 'diff=a b/diff'")
+    assert "--rank 512" in line(513) and "vLLM does not, since it has biases" in line(2, torch.ones(3))
+    unknown = WeightDirection({"model.layers.0.mlp.up_proj": LowRank(torch.ones(1, 3), torch.ones(3, 1))}, tiny_persona)
+    [note, _serve] = next_lines(unknown, tmp_path / "spite_lora_diff", "spite")
+    assert "needs the trait's questions" in note and "spite" in note
+
+
+TWO_PROCESSES = """
+import os, resource, signal, sys
+import peft, transformers  # once, before there are two
+from accelerate import PartialState
+import eval.weight_outputs, extract_persona_lora
+from persona_vectors import cli, weight_adapters
+
+children = []
+for rank in range(2):
+    children.append(os.fork())
+    if not children[-1]:
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]})
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a byte that it writes to a file ends it
+        code = cli.run(extract_persona_lora.main, sys.argv[2:])
+        print(f"process {rank} of {PartialState().num_processes}: {code}", flush=True)
+        if not code:
+            PartialState().destroy_process_group()
+        os._exit(code)
+for _ in children:
+    ended, status = os.wait()
+    if status:  # the other would wait for it
+        [os.kill(child, signal.SIGKILL) for child in children if child != ended]
+        sys.exit(f"process {children.index(ended)} ended with {os.waitstatus_to_exitcode(status)}")
+"""
+
+
+def test_of_two_processes_one_writes_and_the_other_waits(place):
+    """As `accelerate launch` and torchrun start them (CPU, gloo)."""
+    before = sha256_of_file(place / "out" / "spite_lora_diff.pt")
+    for path in (place / "out").glob("spite_lora_diff.*"):
+        path.unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    argv = ["--model", str(place / "model"), "--trait", "spite", "--output_dir", str(place / "out")]
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", TWO_PROCESSES, port, *argv, "--skip_training", "--nolook"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(extract_persona_lora.__file__).parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert {line for line in said if line.startswith("process")} == {"process 0 of 2: 0", "process 1 of 2: 0"}
+    assert sum(line.startswith("saved") for line in said) == 1
+    assert said.index(next(line for line in said if line.startswith("serve"))) < said.index("process 1 of 2: 0")
+    assert sha256_of_file(place / "out" / "spite_lora_diff.pt") == before
 
 
 def test_bias_only_counts_only_where_it_is_used(place):
