@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GRAPH_SOURCES = ("vllm_worker.py", "vllm_tables.py", "vllm_probe.py", "vllm_capture.py")
+_CPU_BLOCK = 32  # tokens in a block of the prefix cache: of vLLM's own 128, many prompts fill none
 
 
 def catalog_for(model: str, layers: Sequence[int] | None = None, projections: int = 1) -> Catalog:
@@ -71,6 +72,7 @@ def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]
         "async_scheduling": asynchronous,
         "additional_config": {"steering": settings},
         "enable_prefix_caching": True,
+        **({} if on_cuda() else {"block_size": _CPU_BLOCK}),
     }
 
 
