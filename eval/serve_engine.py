@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,12 +78,13 @@ def run(service: Service, sock: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end a start too, as a KeyboardInterrupt, and the engine's process with it."""
+    """SIGTERM and Ctrl-C end a start at once, and the engine's process with it: exit code 130."""
 
     def interrupt(*_: object) -> None:
         for child in multiprocessing.active_children():
-            child.kill()  # one that is starting waits for this process, which would wait for it
-        raise KeyboardInterrupt
+            child.kill()
+        os.write(2, b"interrupted\n")
+        os._exit(130)  # an exception is lost in what waits for the engine, and there is nothing to save yet
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
