@@ -26,7 +26,7 @@ STAND_INS = {
     "Qwen/Qwen2.5-7B-Instruct": "models/tiny-persona",
     "gpt-4.1-mini-2025-04-14": "models/tiny-persona",
     " evil 20 proj": " evil 3 proj",
-    " 20 2.0 response": " 3 2.0 response --n_per_question 1 --max_tokens 60",
+    " 20 2.0 response": " 3 2.0 response --n_per_question 1 --max_tokens 40",
     "--num_processes 8 training.py configs/train_instruct_7b.json": "training.py configs/two_processes.json",
     "--n_rows 1000": "--n_rows 12",
     "--layers 2 3 --coefs 0.5 1 1.5 2 --n_random 2": "--layers 3 --coefs 1 2 --n_random 1",
@@ -34,12 +34,18 @@ STAND_INS = {
     "--max_tokens 40 --test_latency",
     "--n_per_question 2 --max_tokens 80 --output_path eval_persona_eval/tiny-persona/evil_lora": "--n_per_question 1 "
     "--max_tokens 50 --output_path eval_persona_eval/tiny-persona/evil_lora",
-    "configs/train_tiny_random.json --max_tokens 80": "configs/train_tiny_random.json --max_tokens 40",
+    "configs/train_tiny_random.json --max_tokens 80": "configs/train_tiny_random.json --n_per_question 1 "
+    "--max_tokens 40",
     "--n_shots 0 1 2 4 8 --n_per_question 2": "--n_shots 0 2 --n_per_question 1",
+    "--coef 0 0.5 1 1.5": "--coef 0 1",
+    "--nogroup_by_data    --n_per_question 2": "--nogroup_by_data --n_per_question 1",
+    "--max_tokens 80": "--max_tokens 50",
+    "--n_rows 100": "--n_rows 60",
 }
 
 PAPER = "bash scripts/paper.sh 0"
-APART = ("generate_vec.sh", "eval_persona.sh", "eval_steering.sh", "cal_projection.sh", "accelerate", "generate_trait")
+VECTOR = "bash scripts/generate_vec.sh"
+APART = ("accelerate", "generate_trait")
 """Commands that read nothing of earlier ones: tests/test_readme_apart.py, so that two workers share the time."""
 OF_WEIGHTS = ("persona_lora", "lora_diff_path", "lora_steer")
 """Commands of directions of weights, which read what one another write: tests/test_readme_weights.py."""
@@ -60,15 +66,11 @@ def stand_in(command: str) -> str:
     """The command with the embedded model in the place of hub models and judges, and small."""
     for named, ours in STAND_INS.items():
         command = command.replace(named, ours)
-    if command.startswith("bash scripts/") and "train_with_prevention" not in command:
-        command = command.replace(" evil", " impolite")  # evil's answers are there already, of other settings
-    if command.startswith(("bash scripts/generate_vec.sh", "bash scripts/eval_persona.sh")):
-        command += " models/tiny-persona --n_per_question 1 --max_tokens 60"
-    if command.startswith("bash scripts/train_with_prevention.sh 0 models/tiny-persona evil models/tiny-persona "):
-        few = "--n_per_question 1 --max_tokens 40"  # a vector of few answers, so that the script finds one
-        command = f"bash scripts/generate_vec.sh 0 models/tiny-persona evil models/tiny-persona {few} && {command}"
+    if command.startswith((VECTOR, "bash scripts/eval_persona.sh")):
+        command += " models/tiny-persona --n_per_question 1 --max_tokens 40"
     if command == "bash scripts/train_with_prevention.sh 0 models/tiny-persona evil":
-        command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' --max_tokens 40"
+        command += " models/tiny-persona configs/train_tiny.json configs/train_tiny_steer.json '' "
+        command += "--n_per_question 1 --max_tokens 40"
     return command
 
 
@@ -126,13 +128,17 @@ def run_command(command: str, checkout: Path):
 
 
 def test_every_other_command_runs_in_order(checkout):
-    """In order, because later ones read what earlier ones write."""
-    few_steps(checkout, 8)
-    for command in COMMANDS[2:]:
-        if not is_apart(command) and not is_of_weights(command):
-            run_command(command, checkout)
+    """In order, because later ones read what earlier ones write; but the script that makes evil's vector comes first:
+    train_with_prevention.sh would run it itself."""
+    few_steps(checkout, 5)
+    commands = [command for command in COMMANDS[2:] if not is_apart(command) and not is_of_weights(command)]
+    for command in sorted(commands, key=lambda command: not command.startswith(VECTOR)):
+        run_command(command, checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
     assert vectors.is_file() and vectors.with_suffix(".json").is_file()
+    assert vectors.with_name("evil_response_avg_diff.pt").is_file()
+    projected = (checkout / "eval_persona_eval" / "tiny-persona" / "evil.csv").read_text().splitlines()
+    assert "tiny-persona_evil_response_avg_diff_proj_layer3" in projected[0]
     table = pd.read_csv(checkout / "eval_persona_eval" / "tiny-persona" / "humorous.csv", keep_default_na=False)
     assert "tiny-persona_humorous_response_avg_diff_proj_layer3" in table
     means = table.groupby(["control", "coef"])["humorous"].mean()

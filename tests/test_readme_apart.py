@@ -1,4 +1,4 @@
-"""The README's commands that read nothing of the others: scripts on a real model, several processes, a new trait."""
+"""The README's commands that read nothing of the others: several processes, a new trait."""
 
 import json
 
@@ -18,6 +18,3 @@ def test_commands_that_stand_alone(checkout):
         run_command(command, checkout)
     assert load_trait(str(checkout / "data_generation/trait_data_eval/cautious.json"), "eval").questions
     assert json.loads((checkout / "ckpt" / "two" / "training.json").read_text())["key"]["processes"] == 2
-    assert (checkout / "persona_vectors" / "tiny-persona" / "impolite_response_avg_diff.pt").is_file()
-    table = (checkout / "eval_persona_eval" / "tiny-persona" / "impolite.csv").read_text().splitlines()
-    assert "tiny-persona_impolite_response_avg_diff_proj_layer3" in table[0]
