@@ -21,8 +21,12 @@ SLOWEST_FIRST = (
     "test_readme_apart.py",
     "test_paper_script.py",
     "test_readme_weights.py",
-    "test_kill.py",
+    "test_training.py",
     "test_demo.py",
+    "test_eval_persona.py",
+    "test_kill.py",
+    "test_finetuning_shift.py",
+    "test_prevention.py",
     "test_notebook.py",
 )
 
