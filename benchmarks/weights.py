@@ -4,11 +4,10 @@
     python -m benchmarks.weights --part adapters
     python -m benchmarks.weights --part checkpoints
 
-The plain sides are written below as one would write them first: every weight cloned, B @ A materialised and added, the
-clone loaded back; both dW materialised, multiplied and summed; both full models loaded and subtracted. Everything is on
-one random model of Qwen2's architecture (24 blocks, 0.32B parameters), with adapters of rank 32 on all seven kinds of
-linear modules, whose difference has rank 64. Ratios are medians over interleaved rounds, of processor time, since other
-work may run beside. Memory is a process's own peak above what its imports took.
+Both sides are in benchmarks/weight_sides.py. Everything is on one random model of Qwen2's architecture (24 blocks,
+0.32B parameters), with adapters of rank 32 on all seven kinds of linear modules, whose difference has rank 64. Ratios
+are medians over interleaved rounds, of processor time, since other work may run beside. Memory is a process's own peak
+above what its imports took.
 """
 
 from __future__ import annotations
@@ -19,11 +18,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.weight_sides import (
+    COEFS,
+    PROJECTED,
+    RANK,
+    our_sweep,
+    persona,
+    plain_products,
+    plain_sweep,
+    random_direction,
+    random_model,
+    write_pair,
+)
 from persona_vectors import cli
 
 if TYPE_CHECKING:
@@ -35,9 +46,6 @@ ADAPTERS_TARGET = 30.0  # a projection of an adapter, times faster
 CHECKPOINTS_TARGET = 2.0  # a projection of a full checkpoint, times faster
 MEMORY_TARGET = 5.0  # the same, times less memory above imports
 
-COEFS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK = 32
 RANKS = (32, 16, 8)  # of adapters; the target is for the first
 FULL = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 3072, "vocab_size": 32_000}
 
@@ -114,82 +122,6 @@ def main(
         write_bytes_atomic(Path(output_path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def random_model(size: dict[str, int], dtype: str, seed: int) -> Any:
-    """A random Qwen2 whose output head is its embedding."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    heads = size["hidden_size"] // 64
-    config = AutoConfig.for_model(
-        "qwen2", **size, num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), tie_word_embeddings=True
-    )
-    torch.manual_seed(seed)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    model = model.to_empty(device="cpu")
-    model.tie_weights()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.02)
-    return model.eval()
-
-
-def random_direction(size: dict[str, int], rank: int, seed: int, base: str = "random") -> WeightDirection:
-    """Random changes at this rank of all linear modules, about a tenth as large as the weights."""
-    import torch
-
-    from persona_vectors.weight_direction import LowRank, WeightDirection
-
-    generator, width, inner = torch.Generator().manual_seed(seed), size["hidden_size"], size["intermediate_size"]
-    values = max(1, width // 64 // 4) * 64
-    shapes = dict(zip(KINDS, [(width, width), (values, width), (values, width), (width, width)], strict=False))
-    shapes |= {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
-    modules = {}
-    for block in range(size["num_hidden_layers"]):
-        for kind in KINDS:
-            d_out, d_in = shapes[kind]
-            A = torch.randn(rank, d_in, generator=generator) * d_in**-0.5
-            B = torch.randn(d_out, rank, generator=generator) * 0.002 * (d_in / rank) ** 0.5
-            modules[f"model.layers.{block}.{'self_attn' if len(kind) == 6 else 'mlp'}.{kind}"] = LowRank(A, B)
-    return WeightDirection(modules, base)
-
-
-def persona(size: dict[str, int], seed: int, base: str = "random", rank: int = RANK) -> WeightDirection:
-    """The difference of two adapters, at twice their rank."""
-    from persona_vectors.weight_direction import difference
-
-    return difference(random_direction(size, rank, seed + 1, base), random_direction(size, rank, seed + 2, base))
-
-
-def plain_sweep(model: Any, direction: WeightDirection, in_weights_dtype: bool = False) -> Iterator[float]:
-    """Each coefficient, while it is merged: all weights cloned, B @ A materialised, the clone loaded back.
-
-    Args:
-        in_weights_dtype: the factors are cast before they are multiplied, instead of what they make.
-    """
-    import torch
-
-    for coef in COEFS:
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        for name, module in direction.modules.items():
-            weight = model.get_submodule(name).weight
-            A, B = (one.to(weight.dtype) if in_weights_dtype else one for one in (module.A, module.B))
-            with torch.no_grad():
-                weight += (coef * (B @ A)).to(weight.dtype)
-        yield coef
-        model.load_state_dict(before)
-
-
-def our_sweep(model: Any, direction: WeightDirection) -> Iterator[float]:
-    """The same by LoRAMerger: copies at the start and restores at the end."""
-    from lora_utils import LoRAMerger
-
-    with LoRAMerger(model) as merger:
-        for coef in COEFS:
-            merger.merge_lora_diff(direction, coef)
-            yield coef
-
-
 def merging(size: dict[str, int], dtype: str, rounds: int, seed: int) -> list[Line]:
     """A sweep of 8 coefficients against the plain one, and against it with factors in the weights' dtype."""
     model, direction = random_model(size, dtype, seed), persona(size, seed)
@@ -226,15 +158,6 @@ def furthest(model: Any, direction: WeightDirection) -> float:
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*seen, strict=True))
 
 
-def plain_products(finetuned: WeightDirection, direction: WeightDirection) -> dict[str, float]:
-    """`<dW, L>` of every module, both of them materialised."""
-    found = {}
-    for name, module in direction.modules.items():
-        other = finetuned.modules[name]
-        found[name] = float(((other.B @ other.A) * (module.B @ module.A)).sum())
-    return found
-
-
 def adapters(size: dict[str, int], rank: int, rounds: int, seed: int, target: float | None) -> Line:
     """An adapter projected on a direction of twice its rank, 168 modules."""
     from persona_vectors.weight_direction import norm, products
@@ -248,42 +171,6 @@ def adapters(size: dict[str, int], rank: int, rounds: int, seed: int, target: fl
     difference = max(abs(theirs[name] - found[name]) for name in theirs) / (norm(finetuned) * norm(direction))
     job = f"an adapter of rank {finetuned.rank} on a direction of rank {direction.rank}"
     return Line(job, "s", plain[1:], ours[1:], target, difference)
-
-
-def plain_projection(folder: Path) -> tuple[float, float]:
-    """`<dW, L> / |L|` and `|dW|`: both models loaded, every parameter subtracted."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from persona_vectors.weight_files import load_direction
-
-    direction = load_direction(folder / "direction.pt")
-    dtype = torch.bfloat16
-    before = dict(AutoModelForCausalLM.from_pretrained(folder / "original", dtype=dtype).named_parameters())
-    after = dict(AutoModelForCausalLM.from_pretrained(folder / "finetuned", dtype=dtype).named_parameters())
-    product = squared = size = 0.0
-    with torch.no_grad():
-        for name in before:
-            delta = after[name].float() - before[name].float()
-            squared += float(delta.square().sum())
-            module = direction.modules.get(name.removesuffix(".weight"))
-            if module is not None:
-                made = module.B @ module.A
-                product += float((delta * made).sum())
-                size += float(made.square().sum())
-    return product / size**0.5, squared**0.5
-
-
-def our_projection(folder: Path) -> tuple[float, float]:
-    """The same, a tensor at a time from the files."""
-    from lora_utils import WeightProjector
-
-    projector = WeightProjector(folder / "direction.pt")
-    found = projector.measure(str(folder / "finetuned"), str(folder / "original"))
-    return found.total, found.norm
-
-
-PROJECTED: dict[str, Callable[[Path], tuple[float, float]]] = {"plain": plain_projection, "ours": our_projection}
 
 
 def projected_once(side: str, folder: Path, threads: int) -> dict[str, float]:
@@ -318,22 +205,6 @@ def memory(field: str) -> float:
     """Of this process, in MiB: VmRSS now, VmHWM its peak. A child's ru_maxrss would start at its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
-
-
-def write_pair(folder: Path, size: dict[str, int], seed: int) -> None:
-    """An original, its full finetuning and a direction, in a folder."""
-    import torch
-
-    from persona_vectors.weight_files import save_factors
-
-    model = random_model(size, "bfloat16", seed)
-    model.save_pretrained(folder / "original")
-    torch.manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, dtype=parameter.dtype) * 0.002
-    model.save_pretrained(folder / "finetuned")
-    save_factors(persona(size, seed, str(folder / "original")), folder / "direction.pt")
 
 
 def checkpoints(size: dict[str, int], rounds: int, threads: int, seed: int) -> list[Line]:

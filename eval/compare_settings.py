@@ -83,6 +83,7 @@ class Checked:
 
 def check(asked: Asked) -> Checked:
     """The comparison's parts; a ValueError, one line, for a mistake that can be known without the model."""
+    from eval.weight_settings import say_other_bases
     from judge import JudgeOptions, check_judge
     from lora_utils import as_direction
     from persona_vectors.files import check_output_path
@@ -104,6 +105,7 @@ def check(asked: Asked) -> Checked:
     vector = load_vector_for(asked.model, asked.activation_vector_path, asked.layer)
     direction = as_direction(asked.lora_diff_path)
     check_fits(asked.model, {asked.lora_diff_path: direction})
+    say_other_bases(asked.model, {asked.lora_diff_path: direction})
     settings = settings_of(asked, name, vector, direction)
     record = _record(asked, questions, vector, direction)
     _refuse_other(asked, record)

@@ -38,6 +38,8 @@ def read_scores(path: str) -> pd.DataFrame:
         raise ValueError(f"{path} is not a CSV table: {error}") from None
     if NAME not in table.columns:
         raise ValueError(f"{path} has no column {NAME}; it has {', '.join(map(str, table.columns))}")
+    if not all(isinstance(name, str) for name in table[NAME]):
+        raise ValueError(f"column {NAME} of {path} is empty in some rows; give every row its model")
     if twice := list(table[NAME][table[NAME].duplicated()]):
         raise ValueError(f"{path} has {twice[0]} in more than one row; expected a row a model")
     traits = traits_of(table)

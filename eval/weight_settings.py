@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.model_utils import WeightSteering, sample
 from eval.sweep import TOGETHER, Setting, check_once, random_seed, short_name
 from lora_utils import Direction, LoRASteerer, as_direction
+from persona_vectors.weight_adapters import base_note
 from persona_vectors.weight_direction import WeightDirection, combine, crosstalk, random_like
 from persona_vectors.weight_hooks import check_fits
 
@@ -25,11 +26,19 @@ Mode = Literal["dynamic", "pre_merge"]
 
 
 def read_directions(model: str, paths: Sequence[str]) -> dict[str, WeightDirection]:
-    """The directions by path, checked against the model's config, without its weights."""
+    """The directions by path, checked against the model's config, without its weights; another model's are named."""
     check_once("lora_diff_path", paths)
     directions = {path: as_direction(path) for path in paths}
     check_fits(model, directions)
+    say_other_bases(model, directions)
     return directions
+
+
+def say_other_bases(model: str, directions: Mapping[str, WeightDirection]) -> None:
+    """Prints a note on each direction (by its path) that is not known to be one of this model."""
+    for path, direction in directions.items():
+        if note := base_note(path, direction.base, model):
+            print(note)
 
 
 def together(directions: dict[str, WeightDirection], shares: Sequence[float] | None) -> dict[str, WeightDirection]:

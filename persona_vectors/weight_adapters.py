@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_vectors.files import sha256_of_file
-from persona_vectors.models import fingerprint
+from persona_vectors.models import fingerprint, resolve_model
 from persona_vectors.training_run import RECORD
 from persona_vectors.weight_direction import WeightDirection, cosine, difference, norm
 from persona_vectors.weight_files import load_adapter, read_adapter_config
@@ -39,6 +39,16 @@ def same_model(one: str, other: str) -> bool:
         return fingerprint(one) == fingerprint(other)
     except (ValueError, OSError):
         return False
+
+
+def base_note(what: str, base: str, model: str) -> str | None:
+    """What to say of a direction that is not known to be one of the model, or of an adapter's base; None where it is.
+
+    A direction of another model may fit module by module, as between a base model and its chat model.
+    """
+    if base and any(same_model(base, one) for one in (model, resolve_model(model).base)):
+        return None
+    return f"note: {what} was made for {base or 'a model it does not name'}, and runs on {model}, whose modules fit it"
 
 
 def training_of(folder: Path) -> dict[str, Any]:

@@ -66,13 +66,18 @@ def load_adapter(folder: str | Path) -> WeightDirection:
             factors (whole modules, embeddings, trained biases of the base); the message names the keys.
     """
     from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
 
     folder = Path(folder)
     config = read_adapter_config(folder)
     if not any((folder / name).exists() for name in _WEIGHTS):
         raise ValueError(f"{folder} has an adapter_config.json and no adapter_model.safetensors")
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/adapter_model.safetensors is damaged ({error}); make it again") from None
     factors: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_peft_weights(str(folder), device="cpu").items():
+    for key, value in weights.items():
         name, part = _module_of(key, folder)
         factors.setdefault(name, {})[part] = value
     if not factors:
@@ -91,6 +96,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is a {type(config).__name__}; expected a JSON object of PEFT's settings")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{path} is of a {kind} adapter; expected LORA")
@@ -137,7 +144,14 @@ def _scaled(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], f
     bias = parts.get("bias")
     if bias is not None and not B.any():
         A, B = A[:0], B[:, :0]  # a bias alone was trained
-    return LowRank(A, scale * B, None if bias is None else scale * bias.float())
+    return _checked(LowRank(A, scale * B, None if bias is None else scale * bias.float()), name, folder)
+
+
+def _checked(change: LowRank, name: str, path: Path) -> LowRank:
+    """The change, if its bias is a number for each output feature."""
+    if change.bias is not None and change.bias.shape != (change.shape[0],):
+        raise ValueError(f"{path}: {name} has a bias {tuple(change.bias.shape)}; expected ({change.shape[0]},)")
+    return change
 
 
 def _load_factors(path: Path) -> WeightDirection:
@@ -146,23 +160,28 @@ def _load_factors(path: Path) -> WeightDirection:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        said = (str(error) or "it ends too early").splitlines()[0]
+        said = "it was not written by torch.save"
+        if isinstance(error, RuntimeError | EOFError):
+            said = (str(error) or "it ends too early").splitlines()[0]
         raise ValueError(f"{path} is no file of factors: {said}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} {_what_else(content)}; make one with python extract_persona_lora.py")
-    modules = {name: _factors(name, parts, path) for name, parts in content.get("modules", {}).items()}
-    if not modules:
+    listed = content.get("modules")
+    if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{path} changes no module")
+    modules = {name: _factors(name, parts, path) for name, parts in listed.items()}
     return _finite(WeightDirection(modules, content.get("base", ""), read_sidecar(path)), path)
 
 
 def _factors(name: str, parts: Mapping[str, Tensor], path: Path) -> LowRank:
+    if not isinstance(parts, dict) or not all(isinstance(one, Tensor) for one in parts.values()):
+        raise ValueError(f"{path}: {name} is no table of tensors A and B")
     if missing := {"A", "B"} - set(parts):
         raise ValueError(f"{path}: {name} has no {missing.pop()}")
     A, B = parts["A"].float(), parts["B"].float()
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
         raise ValueError(f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; expected (r, in) and (out, r)")
-    return LowRank(A, B, parts["bias"].float() if "bias" in parts else None)
+    return _checked(LowRank(A, B, parts["bias"].float() if "bias" in parts else None), name, path)
 
 
 def _what_else(content: Any) -> str:

@@ -216,6 +216,7 @@ def test_another_models_direction_or_adapter(place, capsys, tmp_path):
     [
         ("name,evil\nm0,1\n", "has no column model_name; it has name, evil"),
         ("model_name,evil\nm0,1\nm0,2\n", "has m0 in more than one row"),
+        ("model_name,evil\nm0,1\n,2\nm2,3\n", "column model_name of"),
         ("model_name,group\nm0,a\n", "has no scores"),
         ("model_name,evil\nm0,high\nm1,2\nm2,3\n", "column evil of"),
         ("model_name,evil,group\nm0,1,a\nm1,2,\nm2,3,a\n", "column group of"),

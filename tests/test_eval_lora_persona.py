@@ -11,7 +11,7 @@ import torch
 import eval_lora_persona
 from eval.model_utils import WeightSteering
 from eval.weight_receipt import take_weight_receipts
-from eval.weight_settings import expand
+from eval.weight_settings import expand, read_directions
 from lora_utils import LoRAMerger
 from persona_vectors import cli
 from persona_vectors.files import read_sidecar
@@ -160,3 +160,16 @@ def test_mistakes_are_one_line(call, tmp_path: Path, tiny_persona):
     assert "other than 0" in wrong(control="random", lora_coef="0")
     assert "{trait}" in wrong(trait="evil humorous")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_direction_of_another_model_is_named(tiny_persona, tmp_path, capsys):
+    for name, base in (("own", tiny_persona), ("other", "org/other"), ("unknown", "org/other")):
+        save_factors(direction(base if name != "unknown" else "", 0), tmp_path / f"{name}.pt")
+    adapter = save_adapter(direction(tiny_persona, 0), tmp_path / "finetuned")
+    for model in (tiny_persona, str(adapter)):  # of an adapter, the base counts too
+        read_directions(model, [str(tmp_path / f"{name}.pt") for name in ("own", "other", "unknown")])
+        assert capsys.readouterr().out.splitlines() == [
+            f"note: {tmp_path}/other.pt was made for org/other, and runs on {model}, whose modules fit it",
+            f"note: {tmp_path}/unknown.pt was made for a model it does not name, and runs on {model}, whose modules "
+            "fit it",
+        ]

@@ -188,6 +188,34 @@ def test_folders_without_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         load_direction(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is a list; expected a JSON object"):
+        load_direction(tmp_path)
+
+
+def test_a_damaged_adapter_is_named(tmp_path):
+    folder = save_adapter(WeightDirection({"x": LowRank(torch.ones(2, 3), torch.ones(4, 2))}, "m"), tmp_path / "a")
+    (folder / "adapter_model.safetensors").write_bytes(b"half of it")
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+        load_direction(folder)
+
+
+def test_an_adapter_has_what_servers_ask_for(tmp_path):
+    """One rank (rank patterns are not known everywhere), scale 1, no biases, keys of PEFT, and always the same file."""
+    ranks = {"model.layers.0.mlp.up_proj": 3, "model.layers.1.self_attn.q_proj": 5, "model.layers.0.mlp.down_proj": 1}
+    modules = {name: LowRank(torch.randn(rank, 4), torch.randn(6, rank)) for name, rank in ranks.items()}
+    folder = save_adapter(WeightDirection(modules, "org/model"), tmp_path / "a")
+    told = json.loads((folder / "adapter_config.json").read_text())
+    assert (told["r"], told["lora_alpha"], told["rank_pattern"], told["alpha_pattern"]) == (5, 5, {}, {})
+    assert (told["bias"], told["lora_bias"], told["use_rslora"], told["use_dora"]) == ("none", False, False, False)
+    assert (told["peft_type"], told["task_type"], told["modules_to_save"]) == ("LORA", "CAUSAL_LM", None)
+    assert told["base_model_name_or_path"] == "org/model" and told["target_modules"] == sorted(ranks)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert set(tensors) == {f"base_model.model.{name}.lora_{side}.weight" for name in ranks for side in "AB"}
+    for name, one in modules.items():
+        A, B = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        assert (A.shape, B.shape) == ((5, 4), (6, 5))
+        torch.testing.assert_close(B @ A, one.delta())
 
 
 GOOD = {"A": torch.ones(2, 3), "B": torch.ones(4, 2)}
@@ -201,6 +229,9 @@ FORMAT = "persona-lora/1"
         (torch.ones(5, 32), r"is a tensor \(5, 32\), as vectors in activation space are"),
         ({"other": 1}, f"is not of format {FORMAT}"),
         ({"format": FORMAT, "modules": {}}, "changes no module"),
+        ({"format": FORMAT, "modules": [1]}, "changes no module"),
+        ({"format": FORMAT, "modules": {"x": {"A": 1, "B": 2}}}, "x is no table of tensors A and B"),
+        ({"format": FORMAT, "modules": {"x": GOOD | {"bias": torch.ones(7)}}}, r"x has a bias \(7,\); expected \(4,\)"),
         ({"format": FORMAT, "modules": {"x": {"A": torch.ones(2, 3)}}}, "x has no B"),
         ({"format": FORMAT, "modules": {"x": GOOD | {"B": torch.ones(4, 3)}}}, r"x has A \(2, 3\) and B \(4, 3\)"),
         ({"format": FORMAT, "modules": {"x": GOOD | {"A": torch.full((2, 3), float("inf"))}}}, "x has values that are"),
