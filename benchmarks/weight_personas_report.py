@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from benchmarks import weight_personas_settings as settings
 from benchmarks.study import settings_of
@@ -15,20 +13,24 @@ from benchmarks.weight_personas_claims import (
     Claim,
     Columns,
     Dose,
-    Moved,
     Predicted,
     pair_holds,
     pooled,
     predicted,
     speed,
 )
+from benchmarks.weight_personas_tables import (
+    Latency,
+    Pairs,
+    dose_table,
+    figure,
+    latency_table,
+    pair_table,
+    prediction_table,
+)
+from persona_vectors.correlation import pearson
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Pairs = Sequence[tuple[Sequence[Moved], float]]
-Latency = Mapping[str, Mapping[str, Any]]
-QUANTITIES = {"total": "projection <dW, D> / |D|", "cosine": "cosine of dW with D"}
+QUANTITIES = {"total": "projection of dW on D", "cosine": "cosine of dW with D"}
 POOLED = "pooled"
 
 
@@ -115,62 +117,20 @@ def speed_claim(latency: Latency) -> Claim:
     )
 
 
-def dose_table(doses: Mapping[str, Dose]) -> list[str]:
-    """Score / coherence at every coefficient, and random directions' mean shift under it."""
-    lines = [f"| trait | {' | '.join(f'{c:g}' for c in settings.COEFS)} | lowest step | strict | looser |"]
-    lines.append("|---" * (len(settings.COEFS) + 4) + "|")
-    for trait, one in doses.items():
-        cells = [f"{mean.text()} / {c:.0f}" for mean, c in zip(one.means, one.coherence, strict=True)]
-        lowest = min(one.steps, key=lambda step: step.mean)
-        coherent = one.is_coherent(settings.MIN_COHERENCE)
-        verdicts = [_yes(coherent and holds) for holds in (one.is_monotone(), one.falls_nowhere_surely())]
-        lines.append(f"| {trait} | {' | '.join(cells)} | {lowest.text(sign=True)} | {' | '.join(verdicts)} |")
-        lines.append(f"| random: mean shift | {' | '.join(f'{shift:+.1f}' for shift in one.random)} | | | |")
-    return lines
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
-
-
-def pair_table(pairs: Pairs) -> list[str]:
-    """Score minus unsteered of each trait of a pair."""
-    lines = ["| pair (shares) | trait | unsteered | both | its own alone | the other alone | two random | coherence |"]
-    lines.append("|---" * 8 + "|")
-    for (pair, coherence), shares in zip(pairs, settings.SHARES, strict=True):
-        name = " + ".join(f"{one.trait} {share:g}" for one, share in zip(pair, shares, strict=True))
-        for one in pair:
-            cells = [each.text(sign=True) for each in (one.both, one.alone, one.other, one.random)]
-            lines.append(f"| {name} | {one.trait} | {one.unsteered:.1f} | {' | '.join(cells)} | {coherence:.0f} |")
-    return lines
-
-
-def prediction_table(found: Mapping[str, Predicted]) -> list[str]:
-    """A row a trait: r, Spearman, random directions, permutation, the norm alone."""
-    lines = [
-        "| trait | r | Spearman | random: 95th of |r| | above random | permutation p | r of norm | r minus norm's |"
-    ]
-    lines[0] = lines[0].replace("|r|", "abs. r")
-    lines.append("|---" * 8 + "|")
-    for trait, one in found.items():
-        lines.append(
-            f"| {trait} | {one.r.text()} | {one.spearman.text()} | {one.random_95:.2f} | {one.beaten:.0%} | "
-            f"{one.p:.4f} | {one.norm.text()} | {one.above_norm.text()} |"
-        )
-    return lines
-
-
-def latency_table(latency: Latency) -> list[str]:
-    """Microseconds a token of each way, and against the unsteered model of the same round."""
-    lines = ["| way | microseconds a token | against unsteered |", "|---|---|---|"]
-    for way, one in latency.items():
-        low, median, high = np.quantile(one["ratios"], [0.25, 0.5, 0.75])
-        lines.append(f"| {way} | {1e6 * np.median(one['seconds']):.0f} | {median:.3f} ({low:.3f}-{high:.3f}) |")
-    return lines
+def others_of(by_trait: Mapping[str, Columns]) -> dict[str, list[float]]:
+    """Trait -> r of its score with the projections on each other trait's direction."""
+    return {
+        trait: [pearson(other.x, own.y) for name, other in by_trait.items() if name != trait]
+        for trait, own in by_trait.items()
+    }
 
 
 def text(
-    doses: Mapping[str, Dose], pairs: Pairs, found: Mapping[str, Mapping[str, Predicted]], latency: Latency
+    doses: Mapping[str, Dose],
+    pairs: Pairs,
+    found: Mapping[str, Mapping[str, Predicted]],
+    others: Mapping[str, Mapping[str, Sequence[float]]],
+    latency: Latency,
 ) -> str:
     """The report in Markdown."""
     claims = [*dose_claims(doses), pair_claim(pairs), *prediction_claims(found[settings.PRIMARY]), speed_claim(latency)]
@@ -189,7 +149,10 @@ def text(
         "",
         "## 1. Dose",
         "",
-        "Trait score with its 95% interval (questions resampled) / coherence, at each coefficient.",
+        "Trait score with its 95% interval (questions resampled) / coherence, at each coefficient. The oracle's floor "
+        "is 10, of answers that say nothing about the trait: steps below 0 are of hundredths, and the strict rule is "
+        f"easily lost there. Random shifts are over {settings.RANDOM_QUESTIONS} questions; random directions of the "
+        "same singular values change the modules' outputs less than a trait's direction does (LOG.md).",
         "",
         *dose_table(doses),
         "",
@@ -207,36 +170,15 @@ def text(
         f"{', '.join(map(str, settings.FINETUNING_SEEDS))}), on the mean of the directions of the "
         f"{len(settings.SEEDS)} seeds (even rows). Intervals resample data sets; "
         f"{settings.N_RANDOM_PROJECTIONS} random directions, each with the sign that suits it. "
-        "Pooled: z-scored in each trait.",
+        "Pooled: z-scored in each trait. Two to four of the data sets teach a trait and all others leave it near its "
+        "floor, so that a single trait's r rests on few data sets, its interval is wide, and ranks are mostly noise "
+        "(Spearman). The last column was added after the run.",
         "",
     ]
     for quantity, role in ((settings.PRIMARY, "primary"), (other, "also")):
-        lines += [f"### {QUANTITIES[quantity]} ({role})", "", *prediction_table(found[quantity]), ""]
+        lines += [f"### {QUANTITIES[quantity]} ({role})", "", *prediction_table(found[quantity], others[quantity]), ""]
     lines += ["## 4. Speed", "", f"{settings.LATENCY_PROMPTS} prompts, {settings.LATENCY_TOKENS} tokens each.", ""]
     return "\n".join([*lines, *latency_table(latency)]) + "\n"
-
-
-def figure(doses: Mapping[str, Dose]) -> Figure:
-    """Each trait's curve, and the range of its random directions."""
-    from persona_vectors.plots import RANDOM, VECTOR, canvas
-
-    drawn, axes = canvas(len(doses), sharey=True, n_rows=2)
-    drawn.set_size_inches(13, 6)
-    for axis, (trait, one) in zip(axes, doses.items(), strict=True):
-        lows, highs = zip(*one.random_range, strict=True)
-        axis.fill_between(
-            one.coefs, lows, highs, color=RANDOM, alpha=0.3, linewidth=0, label="random directions: range"
-        )
-        means = [mean.mean for mean in one.means]
-        axis.fill_between(
-            one.coefs, [m.low for m in one.means], [m.high for m in one.means], color=VECTOR, alpha=0.2, linewidth=0
-        )
-        axis.plot(one.coefs, means, color=VECTOR, marker="o", label="trait score, 95% interval")
-        axis.plot(one.coefs, one.coherence, color=RANDOM, linestyle=":", marker="x", label="coherence")
-        axis.set(title=trait, ylim=(-3, 103), xticks=one.coefs, xlabel="coefficient of the direction")
-    axes[0].set_ylabel("oracle score")
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    return drawn
 
 
 def predictions(columns: Mapping[str, Mapping[str, Columns]], data_sets: Sequence[str]) -> dict[str, Any]:
@@ -262,7 +204,8 @@ def write_report(
     from persona_vectors.plots import png_bytes
 
     found = predictions(columns, data_sets)
-    told = text(doses, pairs, found, latency)
+    others = {quantity: others_of(by_trait) for quantity, by_trait in columns.items()}
+    told = text(doses, pairs, found, others, latency)
     points = {
         trait: {"total": one.x.tolist(), "score": one.y.tolist(), "norm": one.norm.tolist()}
         for trait, one in columns["total"].items()
