@@ -133,7 +133,7 @@ def main(
     records = [[{**record, "crosstalk": shared} for record in own] for own in records] if shared else records
     with Store() as store:
         how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge)
-        run_studies(Engine(model, dtype, device_map, kind), store, studies, records, how, min_coherence)
+        run_studies(Engine(model, dtype, device_map, kind=kind), store, studies, records, how, min_coherence)
 
 
 def _study(arguments: dict[str, Any], trait: str, directions: dict[str, WeightDirection]) -> Study:

@@ -165,7 +165,7 @@ def main(
     from eval.sweep_run import run_studies, say
     from persona_vectors.store import Store
 
-    sampler = Engine(model, dtype, device_map, kind)
+    sampler = Engine(model, dtype, device_map, kind=kind)
     how = Sampling(n_per_question, max_tokens, seed, overwrite, judge=judge, together=batch_process)
     if batch_process and not is_local_judge(judge_model):
         how = replace(how, on_estimate=lambda name, takes: say([f"judging {name}: {takes.line()}"]))

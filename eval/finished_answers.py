@@ -31,10 +31,10 @@ class Engine:
     name: str
     dtype: str = "auto"
     device_map: str = "auto"
-    kind: Literal["hf", "vllm"] = "hf"
     _loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
     _tokenizer: PreTrainedTokenizerBase | None = None
     _fingerprint: str | None = None
+    kind: Literal["hf", "vllm"] = "hf"
     _vllm: VllmSampler | None = None
 
     @property
