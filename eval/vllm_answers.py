@@ -16,6 +16,7 @@ import torch
 
 from eval.model_utils import Added, Steering, parts_of, weights_of
 from eval.receipt import Receipt
+from persona_vectors.models import resolve_model
 from persona_vectors.sampling import OnBatch, Outbox
 from persona_vectors.tokens import tokenize_prompt
 from persona_vectors.vllm_spec import Spec, Step
@@ -34,6 +35,7 @@ class VllmSampler:
     """A vLLM engine for one model, with the folder that holds the adapters it is given."""
 
     def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str, steerings: Sequence[Added]):
+        check_servable(model, steerings)
         self.tokenizer = tokenizer
         self._rank = adapter_rank(steerings)
         self._folder = tempfile.TemporaryDirectory(prefix="persona-adapters-")
@@ -146,6 +148,22 @@ class VllmSampler:
         """Ends the engine and removes its adapters."""
         self.llm.close()
         self._folder.cleanup()
+
+
+def check_servable(model: str, steerings: Sequence[Added]) -> None:
+    """Returns if vLLM can compute these: it takes one adapter a request, and none with biases.
+
+    Raises:
+        ValueError: directions of weights for a model that is an adapter itself, which they would replace; biases.
+    """
+    directions = [one.direction for added in steerings for one in weights_of(added)]
+    if directions and resolve_model(model).adapter is not None:
+        raise ValueError(
+            f"{model} is an adapter, and vLLM takes one adapter a request: a direction of weights would replace it; "
+            "merge the model's own first, or use --engine hf"
+        )
+    if any(direction.has_bias for direction in directions):
+        raise ValueError("a direction with biases cannot be an adapter in vLLM; use --engine hf")
 
 
 def adapter_rank(steerings: Sequence[Added]) -> int:

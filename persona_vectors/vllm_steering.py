@@ -1,17 +1,7 @@
 """Steering inside stock vLLM: each request with its own vectors, layers, coefficients and positions, at full speed.
 
     from persona_vectors.vllm_steering import Request, SteeredLLM
-    from persona_vectors.vllm_options import (
-    adapter_name,
-    adapter_rank,
-    catalog_for,
-    end_ids,
-    engine_options,
-    lora_rank,
-    on_cuda,
-    whole_prompts,
-)
-from persona_vectors.vllm_spec import Step
+    from persona_vectors.vllm_spec import Step
 
     with SteeredLLM("Qwen/Qwen2.5-7B-Instruct") as llm:
         evil = llm.register(vectors, "evil")  # (n_layers + 1, d_model)
