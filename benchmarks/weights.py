@@ -5,9 +5,9 @@
     python -m benchmarks.weights --part checkpoints
 
 Both sides are in benchmarks/weight_sides.py. Everything is on one random model of Qwen2's architecture (24 blocks,
-0.32B parameters), with adapters of rank 32 on all seven kinds of linear modules, whose difference has rank 64. Ratios
-are medians over interleaved rounds, of processor time, since other work may run beside. Memory is a process's own peak
-above what its imports took.
+0.32B parameters; adapters also on two blocks as wide as a 7B's, 0.47B), with adapters of rank 32 on all seven kinds of
+linear modules, whose difference has rank 64. Ratios are medians over interleaved rounds, of processor time, since other
+work may run beside. Memory is a process's own peak above what its imports took.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MEMORY_TARGET = 5.0  # the same, times less memory above imports
 
 RANKS = (32, 16, 8)  # of adapters; the target is for the first
 FULL = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 3072, "vocab_size": 32_000}
+WIDE = {"hidden_size": 3584, "num_hidden_layers": 2, "intermediate_size": 18_944}  # a 7B's blocks: 0.47B parameters
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,11 @@ def main(
     torch.set_num_threads(threads)
     started = time.monotonic()
     if part == "adapters":
-        lines = [adapters(FULL, rank, rounds, seed, ADAPTERS_TARGET if rank == RANK else None) for rank in RANKS]
+        lines = [
+            adapters(size, rank, rounds, seed, ADAPTERS_TARGET if rank == RANK else None)
+            for size in (FULL, WIDE)
+            for rank in RANKS
+        ]
     elif part == "checkpoints":
         lines = checkpoints(FULL, rounds, threads, seed)
     else:
@@ -159,7 +164,7 @@ def furthest(model: Any, direction: WeightDirection) -> float:
 
 
 def adapters(size: dict[str, int], rank: int, rounds: int, seed: int, target: float | None) -> Line:
-    """An adapter projected on a direction of twice its rank, 168 modules."""
+    """An adapter projected on a direction of twice its rank, all linear modules of the blocks."""
     from persona_vectors.weight_direction import norm, products
 
     finetuned, direction = random_direction(size, rank, seed + 3), persona(size, seed, rank=rank)
@@ -169,7 +174,7 @@ def adapters(size: dict[str, int], rank: int, rounds: int, seed: int, target: fl
         theirs = timed(plain, lambda: plain_products(finetuned, direction))
         found = timed(ours, lambda: products(finetuned, direction))
     difference = max(abs(theirs[name] - found[name]) for name in theirs) / (norm(finetuned) * norm(direction))
-    job = f"an adapter of rank {finetuned.rank} on a direction of rank {direction.rank}"
+    job = f"width {size['hidden_size']}: an adapter of rank {finetuned.rank} on a direction of rank {direction.rank}"
     return Line(job, "s", plain[1:], ours[1:], target, difference)
 
 
