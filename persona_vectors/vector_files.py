@@ -111,7 +111,7 @@ def _named(path: Path, arrays: Mapping[str, Tensor]) -> dict[int, Tensor]:
     if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
         return _rows(only.float())
     raise ValueError(
-        f"{path} holds {', '.join(list(arrays)[:4]) or 'nothing'}; expected layer_<L>_vector or layer_<L>, one for each "
+        f"{path} holds {', '.join(list(arrays)[:4]) or 'nothing'}; expected layer_<L>_vector or layer_<L>, one a "
         "layer, or one array (n_layers + 1, d_model)"
     )
 
