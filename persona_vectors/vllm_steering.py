@@ -20,13 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from persona_vectors.models import load_tokenizer, resolve_model
-from persona_vectors.vllm_capture import CAPTURE_KEY
+from persona_vectors.vllm_capture import CAPTURE_KEY, span_means
 from persona_vectors.vllm_options import (
     adapter_name,
     adapter_rank,
@@ -55,12 +53,18 @@ class Lora:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and what is done while its answer is sampled."""
+    """One prompt, and what is done while its answer is sampled.
+
+    Attributes:
+        capture_prompt: where the engine captures, whether the prompt's own means are wanted too; without them, what the
+            prefix cache holds of the prompt need not be computed.
+    """
 
     ids: Sequence[int]
     spec: Spec = ()
     lora: Lora | None = None
     seed: int | None = None
+    capture_prompt: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +73,16 @@ class Answer:
 
     Attributes:
         ids: its tokens, without the one that ended it.
-        prompt_mean, response_mean: (n_layers, d_model), row L-1 for `layer` L; None unless captured.
+        response_avg: mean hidden state of `ids`, (n_layers + 1, d_model) by `layer`; 0 where there are none.
+        prompt_avg, prompt_last: of the prompt's tokens, and of its last one.
+            All three are None unless captured.
     """
 
     ids: tuple[int, ...]
     text: str
-    prompt_mean: Float[Tensor, "layers d_model"] | None = None
-    response_mean: Float[Tensor, "layers d_model"] | None = None
+    response_avg: Float[Tensor, "layers d_model"] | None = None
+    prompt_avg: Float[Tensor, "layers d_model"] | None = None
+    prompt_last: Float[Tensor, "layers d_model"] | None = None
 
 
 class SteeredLLM:
@@ -87,13 +94,14 @@ class SteeredLLM:
         dtype: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16.
         layers: hidden_states indices that can be steered; None is all of them.
         projections: most ablations and caps at one layer of one request; 0 saves their tables.
-        capture: sum hidden states while sampling, for every request.
+        capture: sum hidden states while sampling, for every request, as they are with its steering.
         max_loras: most different adapters in one batch; on a CPU, most in the engine's life.
         max_lora_rank: the largest rank of an adapter.
         options: any other argument of `vllm.LLM`.
 
     Raises:
-        ValueError: vLLM cannot be used here, or the model has not these layers.
+        ValueError: vLLM cannot be used here, the model has not these layers, or its layers lie in several workers and
+            are to be captured.
     """
 
     def __init__(
@@ -109,6 +117,8 @@ class SteeredLLM:
         **options: Any,
     ):
         self.catalog = catalog_for(model, layers, projections)
+        if capture and options.get("pipeline_parallel_size", 1) > 1:
+            raise ValueError("capture reads the layers of one worker; leave out pipeline_parallel_size")
         self.capture = capture
         steering = engine_options(self.catalog, capture=capture)
         from vllm import LLM
@@ -185,10 +195,12 @@ class SteeredLLM:
                 captured = self._captured(names) if self.capture and names else {}
                 for output in ended:
                     row = rows.pop(output.request_id)
-                    yield row, self._answer(output, max_tokens, captured.get(output.request_id))
+                    yield row, self._answer(output, requests[row], max_tokens, captured.get(output.request_id))
         finally:
             if rows:
                 engine.abort_request(list(rows))
+                if self.capture:
+                    self.rpc("steering_forget", list(rows))
 
     def _params(
         self,
@@ -214,25 +226,20 @@ class SteeredLLM:
             seed=request.seed if temperature > 0 else None,
             stop_token_ids=self._ends,
             detokenize=False,
-            skip_reading_prefix_cache=True if self.capture else None,  # what the cache holds is not computed, nor read
+            # what the cache holds is not computed, and so not summed
+            skip_reading_prefix_cache=True if self.capture and request.capture_prompt else None,
             extra_args=args or None,
         )
 
-    def _answer(self, output: Any, max_tokens: int, captured: Mapping[str, Any] | None) -> Answer:
+    def _answer(self, output: Any, request: Request, max_tokens: int, captured: Mapping[str, Any] | None) -> Answer:
         ids = tuple(output.outputs[0].token_ids)
         ended = ids and ids[-1] in self._ends
         ids = ids[:-1] if ended else ids[:max_tokens]
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         if captured is None:
             return Answer(ids, text)
-        shape = (len(captured["layers"]), 2, self.catalog.d_model)
-        sums = torch.from_numpy(np.frombuffer(captured["sums"], dtype=np.float32).copy()).reshape(shape)
-        if captured["n_response"] != len(ids) or captured["n_prompt"] != len(output.prompt_token_ids):
-            raise RuntimeError(
-                f"captured {captured['n_prompt']} and {captured['n_response']} tokens of a prompt of "
-                f"{len(output.prompt_token_ids)} and an answer of {len(ids)}"
-            )
-        return Answer(ids, text, sums[:, 0] / captured["n_prompt"], sums[:, 1] / max(1, len(ids)))
+        n_prompt = len(request.ids) if request.capture_prompt else None
+        return Answer(ids, text, **span_means(captured, self.catalog.d_model, n_prompt, len(ids)))
 
     def _captured(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         return self.rpc("steering_captured", list(names))

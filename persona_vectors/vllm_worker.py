@@ -54,13 +54,15 @@ class Steering:
         self._written: dict[int, set[int]] = {}  # row -> layers where it does something
         self.probe = Probe(layers, d_model, device)
         self.capture = (
-            Capture(list(blocks), d_model, config.scheduler_config.max_num_seqs, n_tokens, device)
+            Capture([0, *blocks], d_model, config.scheduler_config.max_num_seqs, n_tokens, device)
             if settings["capture"]
             else None
         )
         for layer, block in blocks.items():
             if layer in self.tables or self.capture is not None:
                 block.register_forward_hook(self._hook(layer))
+        if self.capture is not None:
+            blocks[1].register_forward_pre_hook(_embeddings_hook(self.capture), with_kwargs=True)
 
     def _hook(self, layer: int) -> Callable[..., Any]:
         """What is done to one block's output: steer, and read it before and after. Traced into the graph."""
@@ -125,6 +127,16 @@ class Steering:
             self.capture.fill(*order)
 
 
+def _embeddings_hook(capture: Capture) -> Callable[..., None]:
+    """What reads layer 0: the first block's input, which models pass at different places beside integer positions."""
+
+    def hook(_block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.is_floating_point()]
+        capture.read(0, given[0], None)
+
+    return hook
+
+
 class SteeringWorker(Worker):
     """vLLM's worker, steered as each request asks."""
 
@@ -169,9 +181,16 @@ class SteeringWorker(Worker):
 
     def steering_captured(self, names: list[str]) -> dict[str, dict[str, Any]]:
         """The sums of requests that have ended (`Capture.take`)."""
+        return self._capture().take(names)
+
+    def steering_forget(self, names: list[str]) -> None:
+        """Drops the sums of requests that were aborted (`Capture.forget`)."""
+        self._capture().forget(names)
+
+    def _capture(self) -> Capture:
         if self._steering.capture is None:
             raise RuntimeError("this engine captures nothing; start it with capture=True")
-        return self._steering.capture.take(names)
+        return self._steering.capture
 
     def steering_state(self) -> dict[str, Any]:
         """Layers, rows in use, vectors held, and the tables' size in MiB."""

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_vectors.vllm_capture import CAPTURE_KEY, Capture
+from persona_vectors.vllm_capture import CAPTURE_KEY, Capture, span_means
 from persona_vectors.vllm_probe import N_PLACES, PROBE_KEY, Probe
 
 WIDTH, LAYERS, N_TOKENS = 3, (1, 3), 64
@@ -45,15 +45,14 @@ def step(capture, batch, split=False):
         capture.read(layer, stream - 1 if split else stream, torch.ones_like(stream) if split else None)
 
 
-def sums(taken):
-    shape = (len(LAYERS), 2, WIDTH)
-    return torch.from_numpy(np.frombuffer(taken["sums"], dtype=np.float32).copy()).reshape(shape)
+def means(taken, n_prompt, n_response):
+    return span_means(taken, WIDTH, n_prompt, n_response)
 
 
-def expected(name, start, end):
-    return torch.stack(
-        [sum((stream_of(name, layer, p) for p in range(start, end)), torch.zeros(WIDTH)) for layer in LAYERS]
-    )
+def mean_of(name, start, end):
+    """(layers, WIDTH) over those positions."""
+    streams = [torch.stack([stream_of(name, layer, p) for p in range(start, end)]).mean(0) for layer in LAYERS]
+    return torch.stack(streams)
 
 
 @settings(max_examples=40, deadline=None)
@@ -80,10 +79,11 @@ def test_each_position_counts_once_under_chunks_and_preemption(seed, split):
     taken = capture.take(["A", "B", "C"])
     for name in "abc":
         n_prompt, n_response = wanted[name]
-        own = taken[name.upper()]
-        assert (own["n_prompt"], own["n_response"], own["layers"]) == (n_prompt, n_response, list(LAYERS))
-        assert torch.equal(sums(own)[:, 0], expected(name, 0, n_prompt))
-        assert torch.equal(sums(own)[:, 1], expected(name, n_prompt, n_prompt + n_response))
+        assert taken[name.upper()]["layers"] == list(LAYERS)
+        found = means(taken[name.upper()], n_prompt, n_response)
+        assert torch.equal(found["prompt_avg"], mean_of(name, 0, n_prompt))
+        assert torch.equal(found["prompt_last"], mean_of(name, n_prompt - 1, n_prompt))
+        assert torch.equal(found["response_avg"], mean_of(name, n_prompt, n_prompt + n_response))
 
 
 def test_a_place_that_is_used_again_starts_at_zero_and_what_has_ended_waits_to_be_taken():
@@ -93,9 +93,9 @@ def test_a_place_that_is_used_again_starts_at_zero_and_what_has_ended_waits_to_b
     capture.learn(scheduled(new=[("b", 2, {CAPTURE_KEY: "B"})], finished=["a"]))
     step(capture, [("b", 0, 3)])
     taken = capture.take(["A", "B"])
-    assert torch.equal(sums(taken["A"])[:, 1], expected("a", 2, 5))
-    assert torch.equal(sums(taken["B"])[:, 0], expected("b", 0, 2))
-    assert torch.equal(sums(taken["B"])[:, 1], expected("b", 2, 3))
+    assert torch.equal(means(taken["A"], 2, 3)["response_avg"], mean_of("a", 2, 5))
+    assert torch.equal(means(taken["B"], 2, 1)["prompt_avg"], mean_of("b", 0, 2))
+    assert torch.equal(means(taken["B"], 2, 1)["response_avg"], mean_of("b", 2, 3))
     capture.learn(scheduled(finished=["b"]))  # announced after it was taken
     with pytest.raises(KeyError):
         capture.take(["B"])
@@ -113,9 +113,35 @@ def test_a_preempted_request_leaves_its_place_to_another_and_goes_on_where_it_wa
     step(capture, [("a", 4, 1)])
     capture.learn(scheduled(preempted=["a"]))  # and may end without being computed again
     taken = capture.take(["A", "B"])
-    assert torch.equal(sums(taken["A"])[:, 0], expected("a", 0, 2))
-    assert torch.equal(sums(taken["A"])[:, 1], expected("a", 2, 5))
-    assert torch.equal(sums(taken["B"])[:, 1], expected("b", 1, 2))
+    assert torch.equal(means(taken["A"], 2, 3)["prompt_avg"], mean_of("a", 0, 2))
+    assert torch.equal(means(taken["A"], 2, 3)["response_avg"], mean_of("a", 2, 5))
+    assert torch.equal(means(taken["B"], 1, 1)["response_avg"], mean_of("b", 1, 2))
+
+
+def test_a_prompt_from_the_prefix_cache_has_no_means_and_its_answer_has():
+    capture = Capture(LAYERS, WIDTH, 1, N_TOKENS, CPU)
+    capture.learn(scheduled(new=[("a", 4, {CAPTURE_KEY: "A"})]))
+    step(capture, [("a", 2, 4)])
+    [taken] = capture.take(["A"]).values()
+    assert list(means(taken, None, 2)) == ["response_avg"]
+    assert torch.equal(means(taken, None, 2)["response_avg"], mean_of("a", 4, 6))
+    for n_prompt, n_response in ((4, 2), (None, 3)):
+        with pytest.raises(RuntimeError, match=r"captured \(2, 2\) tokens"):
+            means(taken, n_prompt, n_response)
+
+
+def test_aborted_requests_leave_nothing_behind():
+    capture = Capture(LAYERS, WIDTH, 3, N_TOKENS, CPU)
+    for _ in range(5):  # more than there are places for
+        capture.learn(scheduled(new=[(name, 2, {CAPTURE_KEY: name.upper()}) for name in "abc"]))
+        step(capture, [("a", 0, 3), ("b", 0, 3), ("c", 0, 3)])
+        capture.learn(scheduled(preempted=["b"], finished=["c"]))
+        capture.forget(["A", "B", "C", "D"])  # running, preempted, ended, never begun
+        step(capture, [("a", 3, 1)])  # the step that was under way
+        capture.learn(scheduled(finished=["a", "b"]))
+    assert (capture._running, capture._done, sorted(capture._free)) == ({}, {}, [0, 1, 2])
+    with pytest.raises(KeyError):
+        capture.take(["A"])
 
 
 def probe_step(probe, batch):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from activation_steer import ActivationSteererMultiple
-from persona_vectors.activations import mean_activations
+from persona_vectors.activations import SPANS, mean_activations
 from persona_vectors.tokens import TokenizedSample
 from persona_vectors.vllm_spec import Spec, Step
 from persona_vectors.vllm_steering import Request
@@ -90,9 +90,8 @@ def greedy(model: Any, request: Request, vectors: Vectors, ends: Sequence[int], 
 def means(
     model: Any, request: Request, answer: Sequence[int], vectors: Vectors
 ) -> Float[Tensor, "spans layers d_model"]:
-    """Prompt and response means at layers 1 and up by the engine that reads activations, steered as the request was."""
+    """The means of SPANS at all layers by the engine that reads activations, steered as the request was."""
     sample = TokenizedSample((*request.ids, *answer), len(request.ids))
-    layers = range(1, len(vectors["a"]))
     with steered(model, request, vectors):
-        found = mean_activations(model, [sample], layers, ("prompt_avg", "response_avg"))
-    return torch.stack([found["prompt_avg"][0], found["response_avg"][0]])
+        found = mean_activations(model, [sample])
+    return torch.stack([found[span][0] for span in SPANS])

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
+from persona_vectors.activations import SPANS
 from persona_vectors.models import load_model
 from persona_vectors.tokens import render_prompt, tokenize_prompt
 from persona_vectors.vllm_spec import KEY
@@ -182,6 +183,7 @@ def test_adapters_and_steering_share_a_batch(compiled, folder, persona, adapter)
 
 # Few blocks and few tokens a step: prompts come in pieces, and requests are preempted.
 CROWDED = {
+    "enable_chunked_prefill": True,
     "enforce_eager": True,
     "max_model_len": 256,
     "num_gpu_blocks_override": 24,
@@ -212,7 +214,7 @@ def test_captured_means_are_those_of_the_activation_engine(folder, persona):
     worst = 0.0
     for row, request in enumerate(chosen):
         expected = means(persona.model, request, persona.answers[row], persona.vectors)
-        got = torch.stack([found[row].prompt_mean, found[row].response_mean])
+        got = torch.stack([getattr(found[row], span) for span in SPANS])
         worst = max(worst, float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max()))
     print(f"captured means are off by at most {worst:.1e} of their length, with {preemptions} preemptions")
     assert worst < 1e-5
