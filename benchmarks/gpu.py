@@ -6,7 +6,8 @@
 Checks: steering adds exactly coef * vector at the target layer and nothing below it; the extraction engine equals the
 published one-sample loop. Timings: extraction and sampling in tokens per second, against the published loop in the same
 file, as medians of interleaved ratios; the model's arithmetic rate beside the card's own matrix rate; an optimizer step
-of finetuning, its batching and its steering, as benchmarks/finetuning.py times it, on the shape's first four blocks.
+of finetuning, its batching and its steering, as benchmarks/finetuning.py times it, on the shape's first four blocks;
+and, where vLLM is installed, benchmarks/vllm_speed.py: greedy parity with graphs on, steered against stock.
 Nothing here needs weights or a network. The figures go into benchmarks/RESULTS.md by hand, with machine and commit.
 """
 
@@ -14,23 +15,32 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `training` is the command, not this folder's
 
 from activation_steer import ActivationSteerer
 from benchmarks import finetuning as steps
+from benchmarks.gpu_parts import (
+    SHAPES,
+    Shape,
+    build_model,
+    interleaved,
+    matrix_rate,
+    median_ratio,
+    published_loop,
+    random_samples,
+)
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import block_index, read_blocks
@@ -40,29 +50,6 @@ from persona_vectors.models import load_tokenizer
 from persona_vectors.slots import grouped_attention
 from persona_vectors.tokens import TokenizedSample, TrainingSample, pad_batch
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's shape and the work that suits it."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
-    vocab: int
-    samples: int
-    prompt_tokens: int
-    answer_tokens: int
-    sampled_rows: int
-    sampled_tokens: int
-
-
-SHAPES = {
-    "7b": Shape(3584, 28, 28, 4, 18944, 152064, 128, 120, 280, 96, 128),
-    "tiny": Shape(64, 4, 4, 2, 128, 512, 16, 12, 28, 8, 8),
-}
-REPEATS = 3
 ROLLOUTS = 10  # answers a prompt, where prompts are shared
 TRAINED_LAYERS, TRAINING_TURNS = 4, 9  # blocks of the model, and steps timed, in finetuning
 
@@ -105,45 +92,11 @@ def main(shape: Literal["7b", "tiny"] = "7b", device: str = "cuda", seed: int = 
         report["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     del model
     report["training"], report["checks"]["training_losses_equal_published"] = time_training(spec, device, samples, seed)
+    report["vllm"], report["checks"]["vllm_greedy_equals_hooks"] = time_vllm(shape, device)
     print(json.dumps(report, indent=2))
     failed = [name for name, check in report["checks"].items() if not check["ok"]]
     if failed:
         raise ValueError(f"failed checks: {', '.join(failed)}")
-
-
-def build_model(spec: Shape, device: str) -> Qwen2ForCausalLM:
-    """A random Qwen2 of the shape, its weights drawn on the device; bf16 on CUDA, float32 on a CPU."""
-    config = Qwen2Config(
-        hidden_size=spec.hidden,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        intermediate_size=spec.feed_forward,
-        vocab_size=spec.vocab,
-        max_position_embeddings=4096,
-    )
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    with torch.device(device):
-        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
-    return model.eval()
-
-
-def random_samples(spec: Shape, seed: int, rollouts: int = 1) -> list[TokenizedSample]:
-    """Samples of varied lengths about the shape's: an answer has between a half and one and a half of its tokens.
-
-    `rollouts` answers to each prompt.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(mean: int) -> list[int]:
-        length = int(torch.randint(mean // 2, mean * 3 // 2, (1,), generator=generator))
-        return torch.randint(10, spec.vocab - 10, (length,), generator=generator).tolist()
-
-    samples = []
-    for _ in range(-(-spec.samples // rollouts)):
-        prompt = draw(spec.prompt_tokens)
-        samples += [TokenizedSample((*prompt, *draw(spec.answer_tokens)), len(prompt)) for _ in range(rollouts)]
-    return samples
 
 
 def check_steering(model: Any, spec: Shape, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
@@ -168,17 +121,6 @@ def check_steering(model: Any, spec: Shape, samples: list[TokenizedSample]) -> d
         "earlier_block_bit_equal": {"ok": torch.equal(plain[layer - 1], steered[layer - 1])},
         "target_is_plus_coef_v": {"ok": torch.equal(expected[real], steered[layer][real])},
     }
-
-
-def published_loop(model: Any, samples: list[TokenizedSample]) -> Tensor:
-    """The published extraction: one sample a forward pass, all hidden states kept, then averaged."""
-    rows = []
-    for sample in samples:
-        ids = torch.tensor([sample.ids], device=model.device)
-        with torch.inference_mode():
-            states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        rows.append(torch.stack([state[0, sample.prompt_len :].float().mean(0).cpu() for state in states[:-1]]))
-    return torch.stack(rows)
 
 
 def check_extraction(name: str, model: Any, samples: list[TokenizedSample]) -> dict[str, dict[str, Any]]:
@@ -333,39 +275,24 @@ def time_training(
     return figures, {"ok": max(errors.values()) <= bound, "bound": bound, **errors}
 
 
-def interleaved(jobs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each job, run in turn REPEATS times after one warm-up round, so that drift meets all alike."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for repeat in range(REPEATS + 1):
-        for name, job in jobs.items():
-            synchronize()
-            start = time.perf_counter()
-            job()
-            synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    return times
+def time_vllm(shape: str, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(seconds and ratios of steered vLLM, the check of its greedy answers), in a process of its own."""
+    from persona_vectors.vllm_available import vllm_version, why_not_vllm
 
-
-def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
-
-
-def matrix_rate(device: str, size: int = 8192, repeats: int = 20) -> float:
-    """TFLOP/s of a square bf16 matrix product: what the card can do at best."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    torch.matmul(a, a)
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        torch.matmul(a, a)
-    synchronize()
-    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e12
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    why = why_not_vllm() if device.startswith("cuda") else "vLLM is timed on a GPU only"
+    if why is not None:
+        return {"skipped": why}, {"ok": True, "skipped": why}
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "vllm.json"
+        command = [sys.executable, "-m", "benchmarks.vllm_speed", "--output_path", str(output)]
+        command += ["--shape", "7b" if shape == "7b" else "small"]
+        done = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], stdout=sys.stderr, check=False)
+        if not output.is_file():
+            return {"exit code": done.returncode}, {"ok": False, "exit code": done.returncode}
+        found = json.loads(output.read_text(encoding="utf-8"))
+    return {"version": vllm_version(), **found}, {"ok": done.returncode == 0, **found["parity"]}
 
 
 if __name__ == "__main__":
