@@ -47,7 +47,7 @@ class Shape:
 
 
 SHAPES = {
-    "parity": Shape(64, 4, 4, 2, 128, 4096),
+    "parity": Shape(256, 4, 4, 2, 512, 4096),
     "small": Shape(512, 8, 8, 4, 1376, 4096),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064, dummy=True, options={"gpu_memory_utilization": 0.3}),
 }
