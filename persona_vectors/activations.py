@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from persona_vectors.blocks import check_layer, decoder_blocks, device_of, hidden_size, model_label, unwrap
+from persona_vectors.memory import say_halved
 from persona_vectors.packing import can_pack
 from persona_vectors.span_means import (
     SPANS,
@@ -47,12 +48,20 @@ _PACKED_TOKENS = 512  # in one packed pass: larger ones fall out of the processo
 _ROWS_PER_PASS = 256  # bounds what a pass's means occupy on the device: short samples, many layers
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Limits:
-    """What one forward pass holds at most (`tokens`, padding included), and how many padded tokens it is worth."""
+    """What one forward pass holds at most (`tokens`, padding included), and how many padded tokens it is worth.
+
+    `tokens` is halved each time a pass does not fit the device, so that those after it fit.
+    """
 
     tokens: int
     pass_cost: int
+
+    def halve(self, n_rows: int) -> None:
+        """A pass of so many rows did not fit."""
+        say_halved("reading activations of", n_rows)
+        self.tokens = max(1, self.tokens // 2)
 
     def parts(self, lengths: Sequence[int], before: int = 0) -> Iterator[slice]:
         """Rows of one pass each, of lengths that fall; `before` tokens stand before each row without being read.
@@ -201,7 +210,7 @@ def _passes(
     others.sort(key=lambda sample: (_longest_first(sample.ids), sample.prompt_len))
     for part in limits.parts([len(sample.ids) for sample in others]):
         batch = others[part]
-        yield batch, _or_halves(lambda some: whole_means(model, some, layers, spans), batch)
+        yield batch, _or_halves(lambda some: whole_means(model, some, layers, spans), batch, limits)
 
 
 def _longest_first(ids: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -227,7 +236,7 @@ def _shared_passes(
         if len(prompts) == 1:
             raise
     if read is None:
-        torch.cuda.empty_cache()
+        limits.halve(len(prompts))
         for half in (prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]):
             yield from _shared_passes(model, {p: answers_to[p] for p in half}, layers, spans, limits)
         return
@@ -236,26 +245,27 @@ def _shared_passes(
             ends = sorted(answers_to[prompt], key=_longest_first)
             packed = partial(packed_answer_means, model, read, row, layers=layers, spans=spans)
             for part in limits.packed([len(end) for end in ends], before=len(prompt)):
-                yield [TokenizedSample(prompt + end, len(prompt)) for end in ends[part]], _or_halves(packed, ends[part])
+                batch = [TokenizedSample(prompt + end, len(prompt)) for end in ends[part]]
+                yield batch, _or_halves(packed, ends[part], limits)
         return
     answers = [(row, answer) for row, prompt in enumerate(prompts) for answer in answers_to[prompt]]
     answers.sort(key=lambda pair: (_longest_first(pair[1]), pair[0]))
     for part in limits.parts([len(answer) for _row, answer in answers], before=max(read.lengths)):
         batch = answers[part]
-        means = _or_halves(lambda some: answer_means(model, read, some, layers, spans), batch)
+        means = _or_halves(lambda some: answer_means(model, read, some, layers, spans), batch, limits)
         yield [TokenizedSample(prompts[row] + answer, read.lengths[row]) for row, answer in batch], means
 
 
-def _or_halves(read: Callable[[list[Any]], SpanMeans], batch: list[Any]) -> SpanMeans:
+def _or_halves(read: Callable[[list[Any]], SpanMeans], batch: list[Any], limits: _Limits) -> SpanMeans:
     """The means of a batch, read in halves where it does not fit the device."""
     try:
         return read(batch)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
-    torch.cuda.empty_cache()
+    limits.halve(len(batch))
     middle = len(batch) // 2
-    return torch.cat([_or_halves(read, half) for half in (batch[:middle], batch[middle:])])
+    return torch.cat([_or_halves(read, half, limits) for half in (batch[:middle], batch[middle:])])
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from persona_vectors.blocks import device_of, unwrap
+from persona_vectors.memory import say_halved
 from persona_vectors.slots import slot_cache
 from persona_vectors.tokens import pad_batch
 
@@ -27,6 +28,8 @@ SteerRows = Callable[[Sequence[int]], AbstractContextManager]
 """Given the row numbers of a batch, in order, the context manager that steers that batch."""
 PickTokens = Callable[[Float[Tensor, "batch vocab"], Sequence[int], Sequence[int]], Int[Tensor, " batch"]]
 """Given logits, row numbers and how many tokens each row has, its next token; -1 where the logits are not finite."""
+OnToken = Callable[[int, int, int], None]
+"""Told a row's number, how many tokens it had before, and the new one; a row that begins again starts at 0."""
 CacheKind = Literal["slots", "drop", "generate"]
 
 CHANGE_SHARE = 1 / 8  # of the rows in flight have ended before rows are dropped and new ones enter
@@ -74,6 +77,7 @@ def decode(
     kind: CacheKind = "slots",
     change_share: float = CHANGE_SHARE,
     refill: bool = True,
+    on_token: OnToken | None = None,
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Groups of (row, its answer's tokens, the end token with them) as rows end; every row once.
 
@@ -86,6 +90,7 @@ def decode(
             row is in flight, and at most `most_rows`.
         change_share: of the rows in flight that have ended before they leave.
         refill: False lets new rows enter only when all have left.
+        on_token: called with every token of an answer as it is picked; an error of its own ends the job.
 
     Raises:
         ValueError: logits that are not finite. What had ended is yielded before any error.
@@ -93,7 +98,8 @@ def decode(
             not fit; they begin again.
     """
     waiting = queue(range(len(prompts)), prompts)
-    flight = Flight(model, prompts, limits, set(end_ids), pad_id, pick, steer or (lambda _: nullcontext()), kind)
+    steer = steer or (lambda _: nullcontext())
+    flight = Flight(model, prompts, limits, set(end_ids), pad_id, pick, steer, kind, on_token)
     most = most_rows
     while waiting or flight.rows:
         may_enter = not flight.rows or (refill and kind == "slots")
@@ -116,7 +122,7 @@ def decode(
             ended = flight.ended()
             flight.clear()
             waiting = queue({*waiting, *in_flight} - {row for row, _ in ended}, prompts)
-            torch.cuda.empty_cache()
+            say_halved("sampling", len(in_flight))
             yield ended
         else:
             yield flight.retire()
@@ -147,9 +153,10 @@ class Flight:
         pick: PickTokens,
         steer: SteerRows,
         kind: CacheKind,
+        on_token: OnToken | None = None,
     ):
         self.model, self.prompts, self.limits, self.end_ids, self.pad_id = model, prompts, limits, end_ids, pad_id
-        self.pick, self.steer, self.kind = pick, steer, kind
+        self.pick, self.steer, self.kind, self.on_token = pick, steer, kind, on_token
         self.device = device_of(model)
         self.arguments = set(inspect.signature(unwrap(model).forward).parameters)
         self.context = context_length(model)
@@ -232,6 +239,8 @@ class Flight:
             check_token(token, len(answer))
             answer.append(token)
             self.has_ended[place] = token in self.end_ids or len(answer) >= self.limits[self.rows[place]]
+            if self.on_token is not None:
+                self.on_token(self.rows[place], len(answer) - 1, token)
 
     def ended(self) -> list[tuple[int, list[int]]]:
         """The rows that have ended, and their answers."""

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from persona_vectors.blocks import device_of
-from persona_vectors.decoding import SteerRows, cache_kind, check_token, context_length, decode, queue
+from persona_vectors.decoding import OnToken, SteerRows, cache_kind, check_token, context_length, decode, queue
+from persona_vectors.memory import say_halved
 from persona_vectors.slots import cache_bytes, grouped_attention
 from persona_vectors.tokens import pad_batch, tokenize_prompt
 
@@ -114,6 +115,7 @@ def sample_answers(
     streams: Sequence[Sequence[int]],
     steer: SteerRows | None = None,
     on_batch: OnBatch | None = None,
+    on_token: OnToken | None = None,
     progress: bool = False,
 ) -> list[str]:
     """One answer a prompt, in the order of `prompts`.
@@ -128,6 +130,8 @@ def sample_answers(
             or their order change.
         on_batch: called with row numbers and answers as rows finish, a few at a time, so that the caller can store
             them; also with what had finished before an error.
+        on_token: called with each token as it is picked, to show an answer while it is written; an error of its own
+            ends the job. Not called for a model whose cache only `generate` can handle.
 
     Raises:
         ValueError: a prompt that leaves no room in the model's context, or logits that are not finite.
@@ -144,7 +148,7 @@ def sample_answers(
     outbox = Outbox(on_batch)
     with tqdm(total=len(prompts), desc="sampling", unit="answer", disable=not progress) as bar, outbox:
         with grouped_attention(model):
-            for ended in _decoded(model, tokenizer, ids, limits, temperature, uniforms, steer):
+            for ended in _decoded(model, tokenizer, ids, limits, temperature, uniforms, steer, on_token):
                 for row, tokens in ended:
                     answers[row] = str(tokenizer.decode(tokens, skip_special_tokens=True))
                     uniforms.pop(row, None)
@@ -199,6 +203,7 @@ def _decoded(
     temperature: float,
     uniforms: RowUniforms,
     steer: SteerRows | None,
+    on_token: OnToken | None,
 ) -> Answers:
     """Groups of (row, tokens of its answer) as rows end, by whatever way the model's cache allows."""
     pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
@@ -219,6 +224,7 @@ def _decoded(
         tokens_in_flight=max(budget, _CACHE_BYTES // cache_bytes(model)),
         most_rows=_MOST_ROWS,
         kind=kind,
+        on_token=on_token,
     )
 
 
@@ -245,7 +251,7 @@ def _generated(
                 raise
             tokens = None
         if tokens is None:  # outside of the handler: the traceback held on to the tensors
-            torch.cuda.empty_cache()
+            say_halved("sampling", len(rows))
             continue
         del waiting[-len(rows) :]
         yield list(zip(rows, tokens, strict=True))

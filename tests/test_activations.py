@@ -372,7 +372,7 @@ def test_no_graph_is_kept():
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("samples", [SAMPLES, rollouts(longest=24)], ids=["different prompts", "shared prompts"])
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch, samples, packed):
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog, samples, packed):
     monkeypatch.setattr(activations, "can_pack", lambda _model: packed)
     read = span_means._read
     tried = []
@@ -387,6 +387,10 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, samples, packed):
     monkeypatch.setattr(activations, "_PASS_COST_CPU", 10_000)
     assert_same(mean_activations(MODEL, samples, token_budget=10_000), one_sample_loop(MODEL, samples))
     assert max(tried) > 40
+    too_large = [size for size in tried if size > 40]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(too_large) and all("out of memory while reading activations of" in line for line in said)
+    assert len(too_large) <= 8  # 10 000 tokens, halved until at most 40: later passes are planned smaller
 
 
 def test_no_samples_is_an_empty_result():

@@ -172,7 +172,7 @@ def test_steering_stays_with_its_row_while_others_leave_and_enter():
     assert steered != unsteered
 
 
-def test_what_does_not_fit_halves_the_rows_and_loses_nothing():
+def test_what_does_not_fit_halves_the_rows_and_loses_nothing(caplog):
     prompts, limits = make_prompts(13), [random.Random(row).randint(2, 20) for row in range(13)]
     whole, sizes = answers(MODEL, prompts, limits), []
 
@@ -185,6 +185,11 @@ def test_what_does_not_fit_halves_the_rows_and_loses_nothing():
     try:
         assert answers(MODEL, prompts, limits, change_share=0.5) == whole
         assert sizes[:3] == [13, 6, 3] and max(sizes[9:]) == 1
+        said = [record.getMessage() for record in caplog.records]
+        assert said[:2] == [
+            "out of memory while sampling 13 at once; going on with 6",
+            "out of memory while sampling 6 at once; going on with 3",
+        ]
         sizes.clear()
         handle.remove()
         handle = MODEL.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
