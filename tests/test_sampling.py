@@ -251,3 +251,39 @@ def test_the_end_of_the_context_ends_an_answer():
     lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in (*prompts, *texts)]
     assert lengths[0] + lengths[2] <= 24 and lengths[1] + lengths[3] <= 24
     assert lengths[3] > lengths[2]
+
+
+@pytest.mark.parametrize("group", [1, 256])
+def test_each_token_is_told_as_it_is_picked(chat, monkeypatch, group):
+    """What is told row by row is the answers, in order, whether rows are decoded together or one after another."""
+    monkeypatch.setattr(sampling, "_MOST_ROWS", group)
+    told: dict[int, list[int]] = {row: [] for row in range(4)}
+
+    def hear(row: int, place: int, token: int) -> None:
+        assert place == len(told[row])
+        told[row].append(token)
+
+    answers = run(chat, on_token=hear)
+    assert [chat[1].decode(told[row], skip_special_tokens=True) for row in range(4)] == answers
+
+
+def test_an_error_of_on_token_ends_the_job_and_the_steering(chat):
+    """What stops an answer half-way: the steerer's hooks are gone, and the next answer is what it would have been."""
+    plain, heard, entered = run(chat), [], []
+
+    @contextmanager
+    def steer(_rows: Sequence[int]):
+        entered.append(1)
+        try:
+            yield
+        finally:
+            entered.pop()
+
+    def hear(row: int, _place: int, _token: int) -> None:
+        heard.append(row)
+        if len(heard) == 6:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(chat, on_token=hear, steer=steer)
+    assert entered == [] and run(chat) == plain
