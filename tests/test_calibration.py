@@ -1,0 +1,193 @@
+"""Calibration: bisection finds the limit, token KL is that of plain forward passes, and the range is confirmed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval import calibrate
+from eval.calibration_bounds import LEAST, MOST, START, TOLERANCE, Arm, Bracket, find_bounds
+from eval.model_utils import Steering
+from eval.token_kl import token_kl
+from persona_vectors import cli
+from persona_vectors.activations import mean_activations
+from persona_vectors.files import read_sidecar
+from persona_vectors.models import load_model
+from persona_vectors.sampling import sample_answers
+from persona_vectors.tokens import TokenizedSample, render_prompt, tokenize_sample
+from persona_vectors.traits import load_trait
+from persona_vectors.vectors import write_vectors
+
+TINY = "models/tiny-persona"
+
+
+@given(st.dictionaries(st.integers(1, 40), st.floats(0.0, 10.0), min_size=1, max_size=5))
+def test_bisection_brackets_every_limit(limits: dict[int, float]):
+    rounds = []
+
+    def passes(sizes: Mapping[Arm, float]) -> dict[Arm, bool]:
+        rounds.append(len(sizes))
+        return {arm: size <= limits[arm.layer] for arm, size in sizes.items()}
+
+    found = find_bounds([Arm(layer, 1) for layer in limits], passes)
+    for arm, bracket in found.items():
+        limit = limits[arm.layer]
+        assert bracket.passed <= limit or bracket.passed == 0
+        if math.isinf(bracket.failed):
+            assert limit >= MOST and bracket.passed == MOST
+        else:
+            assert bracket.failed > limit
+            assert bracket.failed <= LEAST or bracket.failed - bracket.passed <= TOLERANCE * bracket.failed
+    assert len(rounds) <= 12 and rounds[0] == len(limits)
+
+
+def test_the_first_sizes_are_doubled_until_one_fails():
+    assert [Bracket().next_size, Bracket(START).next_size, Bracket(MOST).next_size] == [START, 2 * START, None]
+    assert Bracket(1.0, 2.0).next_size == 1.5
+    assert Bracket(0.95, 1.0).next_size is None and Bracket(0.0, LEAST).next_size is None
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model(TINY, dtype="float32", device_map="cpu")
+
+
+def _samples(tokenizer) -> list[TokenizedSample]:
+    prompts = [render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in ("Explain baking.", "Why?")]
+    answers = ["You should start with a plan and a little time every day.", "People care."]
+    return [tokenize_sample(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+@pytest.mark.parametrize(("layer", "coef"), [(1, 60.0), (3, -200.0)])
+def test_token_kl_is_that_of_single_passes(tiny, layer: int, coef: float):
+    model, tokenizer = tiny
+    samples = _samples(tokenizer)
+    vector = torch.nn.functional.normalize(torch.randn(256, generator=torch.Generator().manual_seed(1)), dim=0)
+    found = token_kl(model, samples, Steering(vector, layer, coef))
+
+    def add(_module, _args, output):  # the answer's positions, from the last prompt token on
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, sample.prompt_len - 1 :] += coef * vector
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    for sample, divergence in zip(samples, found, strict=True):
+        ids = torch.tensor([sample.ids])
+        with torch.inference_mode():
+            plain = model(ids).logits[0].log_softmax(-1)
+            handle = model.model.layers[layer - 1].register_forward_hook(add)
+            steered = model(ids).logits[0].log_softmax(-1)
+            handle.remove()
+        at = slice(sample.prompt_len - 1, -1)
+        expected = torch.nn.functional.kl_div(plain[at], steered[at], log_target=True, reduction="none").sum(-1)
+        assert divergence.shape == (sample.response_len,)
+        torch.testing.assert_close(divergence, expected, rtol=1e-3, atol=1e-5)
+        assert divergence.max() > 0.01
+
+
+def test_no_steering_no_kl(tiny):
+    model, tokenizer = tiny
+    for divergence in token_kl(model, _samples(tokenizer), Steering(torch.ones(256), 2, 0.0)):
+        assert float(divergence.abs().max()) == 0.0
+
+
+def test_a_token_kl_needs_answers(tiny):
+    with pytest.raises(ValueError, match="needs answers"):
+        token_kl(tiny[0], [TokenizedSample((1, 2, 3), 3)], Steering(torch.ones(256), 2, 1.0))
+
+
+@pytest.fixture
+def vector_file(tiny, tmp_path: Path) -> Path:
+    """The direction of `evil` from a few of the model's own answers, at every layer."""
+    model, tokenizer = tiny
+    trait = load_trait("evil", "extract", model=TINY)
+    sides = {}
+    for pole in ("pos", "neg"):
+        systems = [getattr(pair, pole) for pair in trait.instruction]
+        prompts = [
+            render_prompt(tokenizer, [{"role": "system", "content": s}, {"role": "user", "content": q}])
+            for s in systems
+            for q in trait.questions[:4]
+        ]
+        streams = [(0, i) for i in range(len(prompts))]
+        texts = sample_answers(model, tokenizer, prompts, max_tokens=40, temperature=0.0, streams=streams)
+        samples = [tokenize_sample(tokenizer, *both) for both in zip(prompts, texts, strict=True)]
+        sides[pole] = mean_activations(model, samples, None, ("response_avg",))["response_avg"].mean(0)
+    path = tmp_path / "evil_response_avg_diff.pt"
+    return write_vectors(path, sides["pos"] - sides["neg"], {"trait": "evil"})
+
+
+def _run(capsys, *arguments: str) -> tuple[int, str]:
+    code = cli.run(calibrate.main, ["--model", TINY, "--device_map", "cpu", "--engine", "hf", *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_a_range_is_found_confirmed_and_kept(vector_file: Path, capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    given = ["--vector_file", str(vector_file), "--trait", "evil", "--judge_model", TINY, "--layers", "3"]
+    given += ["--max_tokens", "30", "--crosstalk", "optimistic"]
+    code, out = _run(capsys, *given)
+    assert code == 0, out
+    told = read_sidecar(vector_file)
+    entry = told["calibration"]
+    assert told["trait"] == "evil" and entry["layer"] == 3  # the rest of the sidecar is as it was
+    low, high = entry["range"]
+    assert low < 0 < entry["coef"] <= high and f"coefficient {entry['coef']:g}" in out
+    [layer] = entry["layers"]
+    size = layer["relative_range"][1]
+    assert high == pytest.approx(size * layer["residual_norm"] / layer["vector_norm"], rel=1e-3)
+    at = {(point["control"], point["coef"]): point for point in entry["confirmed"]}
+    kept = at["", entry["coef"]]
+    assert kept["coherence"]["mean"] >= 75 and kept["trait"]["mean"] > at["", 0.0]["trait"]["mean"] + 20
+    assert set(kept["crosstalk"]) == {"optimistic"} and len(entry["confirmed"]) == 1 + 4 * 3
+    larger = [coef for name, coef in at if not name and coef > entry["coef"]]
+    assert all(at["", coef]["coherence"]["mean"] < 75 for coef in larger)
+    assert "crosstalk" in out and "move the wrong way" in out and vector_file.with_suffix(".json").is_file()
+    assert (tmp_path / "evil_response_avg_diff_calibration.png").stat().st_size > 5000
+
+    code, again = _run(capsys, *given)  # everything is in the store
+    assert code == 0 and read_sidecar(vector_file)["calibration"]["confirmed"] == entry["confirmed"]
+    assert "Loading" not in again
+
+
+def test_without_a_judge_the_range_is_of_token_kl(vector_file: Path, capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    given = ["--vector_file", str(vector_file), "--trait", "evil", "--max_tokens", "20", "--layers", "2", "4"]
+    code, out = _run(capsys, *given)
+    assert code == 0, out
+    entry = read_sidecar(vector_file)["calibration"]
+    assert entry["limits"]["criterion"] == "kl" and entry["confirmed"] == []
+    assert entry["coef"] is None or entry["kl_p95"] <= 1.0
+    assert "no judge was asked" in out or "no coefficient is kept" in out
+    assert [layer["layer"] for layer in entry["layers"]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layers", "9"], "layer"),
+        (["--criterion", "coherence"], "--judge_model"),
+        (["--min_coherence", "101"], "0-100"),
+        (["--max_kl", "0"], "above 0"),
+        (["--trait", "optimistic"], "vector of evil"),
+        (["--judge_model", "models/no-such"], "does not exist"),
+        (["--min_coherence", "100", "--judge_model", TINY, "--max_tokens", "8"], "no coefficient can pass"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(more: list[str], said: str, vector_file: Path, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    trait = [] if "--trait" in more else ["--trait", "evil"]
+    code, out = _run(capsys, "--vector_file", str(vector_file), *trait, *more)
+    assert code == 2 and said in out.splitlines()[-1] and "Traceback" not in out
+
+
+def test_a_vector_of_another_width_is_refused(capsys, tmp_path: Path):
+    path = write_vectors(tmp_path / "x.pt", torch.randn(5, 8), {})
+    code, out = _run(capsys, "--vector_file", str(path), "--trait", "evil")
+    assert code == 2 and "width 8" in out
