@@ -6,15 +6,17 @@ A direction that was fitted on the rows it is scored on proves nothing, so AUC i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import ndtr, stdtrit  # scipy.stats, which has both too, takes half a second to import
 from torch import Tensor
+
+from persona_vectors.directions import Direction, difference_of_means
 
 Array = Any
 """What `numpy.asarray` takes: an array, a CPU tensor, a list."""
@@ -128,8 +130,9 @@ def cross_validated_auc(
     *,
     n_folds: int = 5,
     seed: int = 0,
+    direction: Direction = difference_of_means,
 ) -> float:
-    """Held-out AUC of the difference of means: refit without each fold's questions, scored on that fold's answers.
+    """Held-out AUC of a direction: made anew without each fold's questions, scored on that fold's answers.
 
     Projections of different folds are on different directions, so they are never pooled: the result is the mean of the
     folds' AUCs weighted by their number of (pos, neg) pairs. 0.5 is chance; a direction that points the wrong way on
@@ -139,11 +142,12 @@ def cross_validated_auc(
         pos: activations with the trait. The direction points from neg to pos.
         neg: activations without it.
         groups: the question of each row of `pos`, and of `neg` where `neg_groups` is not given.
+        direction: how it is made of training rows (`persona_vectors.directions`).
 
     Raises:
         ValueError: fewer than two questions with both sides, rows and groups that do not match, or NaN.
     """
-    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed)
+    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed, direction)
     return float(wins.sum() / pairs.sum())
 
 
@@ -157,6 +161,7 @@ def held_out_auc(
     n_boot: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    direction: Direction = difference_of_means,
 ) -> Interval:
     """`cross_validated_auc` with an interval from resampling questions; `n` counts answers, `n_clusters` questions.
 
@@ -167,7 +172,7 @@ def held_out_auc(
     Raises:
         ValueError: as `cross_validated_auc`.
     """
-    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed)
+    wins, pairs = _held_out_wins(pos, neg, groups, neg_groups, n_folds, seed, direction)
     k = len(wins)
     draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n_boot)  # (n_boot, k)
     resampled_pairs = ((draws @ pairs) * draws).sum(1)
@@ -178,22 +183,38 @@ def held_out_auc(
 
 
 def _held_out_wins(
-    pos: Array, neg: Array, groups: Labels, neg_groups: Labels | None, n_folds: int, seed: int
+    pos: Array,
+    neg: Array,
+    groups: Labels,
+    neg_groups: Labels | None,
+    n_folds: int,
+    seed: int,
+    direction: Direction,
 ) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k k"]]:
     """Held-out comparisons by question of the pos answer and of the neg answer: how many pos won (ties half), of how
     many. Answers are compared within their fold only."""
     pos, neg, pos_codes, neg_codes = _coded(pos, neg, groups, neg_groups)
     shared = np.intersect1d(pos_codes, neg_codes)
     wins, pairs = np.zeros((2, len(shared), len(shared)))
-    for held_out in _folds(shared, n_folds, seed):
-        out_pos, out_neg = np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
-        direction = pos[~out_pos].mean(0) - neg[~out_neg].mean(0)  # (d,)
-        ahead = (pos[out_pos] @ direction)[:, None] - (neg[out_neg] @ direction)[None]  # (n_out_pos, n_out_neg)
+    for out_pos, out_neg in held_out_rows(pos_codes, neg_codes, n_folds=n_folds, seed=seed):
+        found = direction(pos[~out_pos], neg[~out_neg])  # (d,)
+        ahead = (pos[out_pos] @ found)[:, None] - (neg[out_neg] @ found)[None]  # (n_out_pos, n_out_neg)
         of_pos = shared[:, None] == pos_codes[out_pos]  # (k, n_out_pos)
         of_neg = shared[:, None] == neg_codes[out_neg]
         wins += of_pos @ (np.sign(ahead) / 2 + 0.5) @ of_neg.T
         pairs += of_pos.sum(1)[:, None] * of_neg.sum(1)[None]
     return wins, pairs
+
+
+def held_out_rows(
+    groups: Labels, neg_groups: Labels | None = None, *, n_folds: int = 5, seed: int = 0
+) -> Iterator[tuple[Bool[np.ndarray, " n_pos"], Bool[np.ndarray, " n_neg"]]]:
+    """For each fold, which rows of pos and of neg it holds out: every question that has both sides once."""
+    neg_groups = groups if neg_groups is None else neg_groups
+    codes = group_codes([*groups, *neg_groups])
+    pos_codes, neg_codes = codes[: len(groups)], codes[len(groups) :]
+    for held_out in _folds(np.intersect1d(pos_codes, neg_codes), n_folds, seed):
+        yield np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
 
 
 def random_direction_auc(
@@ -214,8 +235,7 @@ def random_direction_auc(
     directions = random_directions(n_directions, pos.shape[1], 1.0, seed).double().numpy().T  # (d, n_directions)
     on_pos, on_neg = pos @ directions, neg @ directions  # (n, n_directions)
     total, weight = np.zeros(n_directions), 0.0
-    for held_out in _folds(np.intersect1d(pos_codes, neg_codes), n_folds, seed):
-        out_pos, out_neg = np.isin(pos_codes, held_out), np.isin(neg_codes, held_out)
+    for out_pos, out_neg in held_out_rows(pos_codes, neg_codes, n_folds=n_folds, seed=seed):
         signs = np.where(on_pos[~out_pos].mean(0) < on_neg[~out_neg].mean(0), -1.0, 1.0)
         pairs = int(out_pos.sum()) * int(out_neg.sum())
         total += pairs * _auc_columns(signs * on_pos[out_pos], signs * on_neg[out_neg])
