@@ -35,6 +35,7 @@ class Engine:
     _tokenizer: PreTrainedTokenizerBase | None = None
     _fingerprint: str | None = None
     kind: Literal["hf", "vllm"] = "hf"
+    bits: Literal[4, 8] | None = None  # of quantised weights; Hugging Face only
     _vllm: VllmSampler | None = None
 
     @property
@@ -48,7 +49,8 @@ class Engine:
         """The model in this process, for forward passes; vLLM's engine, if one runs, ends first."""
         self.release()
         if self._loaded is None:
-            self._loaded = load_model(self.name, dtype=self.dtype, device_map=self.device_map)
+            bits = {"load_in_4bit": self.bits == 4, "load_in_8bit": self.bits == 8}
+            self._loaded = load_model(self.name, dtype=self.dtype, device_map=self.device_map, **bits)
         return self._loaded[0]
 
     def vllm(self, steerings: Sequence[Added]) -> VllmSampler:
@@ -75,7 +77,8 @@ class Engine:
         import torch
 
         device = "cuda" if torch.cuda.is_available() and self.device_map != "cpu" else "cpu"
-        return {"engine": self.label, "model": self._fingerprint, "dtype": self.dtype, "device": device}
+        bits = {} if self.bits is None else {"bits": self.bits}
+        return {"engine": self.label, "model": self._fingerprint, "dtype": self.dtype, "device": device, **bits}
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -135,7 +135,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device_map: str = "auto", load_in_4bit: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device_map: str = "auto",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in eval mode and its tokenizer.
 
@@ -144,13 +149,16 @@ def load_model(
         dtype: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16.
         device_map: auto (CUDA devices if there are any, sharded if needed, otherwise CPU), or a device such as cuda:0.
         load_in_4bit: quantise the base to NF4 while it is read; needs CUDA and bitsandbytes.
+        load_in_8bit: quantise it to LLM.int8; likewise.
 
     Raises:
-        ValueError: nothing to load under that name, or adapter weights that match no module of the base.
+        ValueError: nothing to load under that name, adapter weights that match no module of the base, or a quantisation
+            that cannot be had here.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    bits = quantised_bits(load_in_4bit, load_in_8bit, device_map)
     source = resolve_model(name)
     on_cuda = torch.cuda.is_available() and device_map != "cpu"
     options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on_cuda)}
@@ -158,8 +166,8 @@ def load_model(
         options["device_map"] = device_map
     elif device_map not in ("auto", "cpu"):
         raise ValueError(f"device_map {device_map} needs CUDA, and none is available here; use auto or cpu")
-    if load_in_4bit:
-        options["quantization_config"] = _nf4()
+    if bits is not None:
+        options["quantization_config"] = _quantisation(bits)
     tokenizer = load_tokenizer(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(source.base, **options)
@@ -170,23 +178,36 @@ def load_model(
     return model.eval(), tokenizer
 
 
-def check_4bit() -> None:
-    """Refuses, with a ValueError, 4-bit loading where it cannot be had."""
+def quantised_bits(load_in_4bit: bool, load_in_8bit: bool = False, device_map: str = "auto") -> Literal[4, 8] | None:
+    """4, 8, or None for weights as they are.
+
+    Raises:
+        ValueError: both at once, or one where it cannot be had: without CUDA or bitsandbytes.
+    """
     import importlib.util
 
     import torch
 
+    if load_in_4bit and load_in_8bit:
+        raise ValueError("load_in_4bit and load_in_8bit exclude each other; give one")
+    if not (load_in_4bit or load_in_8bit):
+        return None
+    bits = 4 if load_in_4bit else 8
     if not torch.cuda.is_available():
-        raise ValueError("load_in_4bit needs CUDA, and none is available here; set it to false")
+        raise ValueError(f"load_in_{bits}bit needs CUDA, and none is available here; leave it out")
+    if device_map == "cpu":
+        raise ValueError(f"load_in_{bits}bit needs CUDA, and device_map is cpu; leave one of them out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("load_in_4bit needs bitsandbytes; pip install 'persona-vectors-toolkit[bnb]'")
+        raise ValueError(f"load_in_{bits}bit needs bitsandbytes; pip install 'persona-vectors-toolkit[bnb]'")
+    return bits
 
 
-def _nf4() -> Any:
+def _quantisation(bits: Literal[4, 8]) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    check_4bit()
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

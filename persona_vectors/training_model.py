@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from persona_vectors.models import check_4bit, load_config, load_model, resolve_model
+from persona_vectors.models import load_config, load_model, quantised_bits, resolve_model
 from persona_vectors.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def check_model(config: TrainingConfig) -> None:
             f"model {config.model} is an adapter; merge it into its base first, and train the merged model"
         )
     load_config(config.model)
-    if config.load_in_4bit:
-        check_4bit()
+    quantised_bits(config.load_in_4bit)
     if config.backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
         raise ValueError("backend unsloth is not installed; pip install unsloth, or leave backend out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -174,3 +175,20 @@ def test_a_config_whose_fields_are_wrong_is_one_line(base, tmp_path, broken):
     with pytest.raises(ValueError, match="cannot read the config of model .*broken") as error:
         load_config(str(tmp_path / "broken"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "message"),
+    [
+        ({"load_in_8bit": True}, False, "load_in_8bit needs CUDA, and none is available here"),
+        ({"load_in_4bit": True}, False, "load_in_4bit needs CUDA, and none is available here"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, True, "exclude each other"),
+        ({"load_in_8bit": True, "device_map": "cpu"}, True, "device_map is cpu"),
+        ({"load_in_8bit": True}, True, "needs bitsandbytes; pip install"),
+    ],
+)
+def test_quantised_loading_is_refused_in_one_line_where_it_cannot_be_had(monkeypatch, base, options, cuda, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=message):
+        load_model(str(base), **options)
