@@ -1,26 +1,28 @@
 """A local model's exact probability of each label as its whole answer, by forward passes; nothing is generated.
 
 One pass over the prompts gives the first token. Where labels take several tokens ("8" then "7"), the branches that have
-probability are followed one token at a time on the same KV cache, which is cropped on the way back.
+probability (`label_walk`) are read one after the other on the same KV cache, cropped to what they share with the last.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_vectors.scores import MIN_MASS, AnswerTree, Path, answer_tree, label_probabilities, labels_of
+from persona_vectors.label_walk import walk
+from persona_vectors.scores import AnswerTree, Path, answer_tree, labels_of
 from persona_vectors.tokens import pad_batch, render_prompt, tokenize_prompt, tokenize_sample
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-_NEGLIGIBLE = 1e-6  # branches with less probability are not followed: at most 1e-4 points of a score
 _TOKENS_PER_BATCH = {"cpu": 8_192, "cuda": 32_768}  # prompt tokens held in the KV cache at once
 
 
@@ -45,16 +47,33 @@ def label_odds(
     Raises:
         ValueError: a prompt longer than the model's context (found before any pass), or logits that are NaN.
     """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids, tree = tokens_of(tokenizer, names, eval_type, context)
+    budget = token_budget or _TOKENS_PER_BATCH["cuda" if model.device.type == "cuda" else "cpu"]
+    pad_id = int(tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+    for texts in _batches({text: len(row) for text, row in ids.items()}, budget):
+        for part, odds in _in_memory(partial(_walked, model, pad_id, tree), texts, ids):
+            yield from ((text, {label: float(p[row]) for label, p in odds.items()}) for row, text in enumerate(part))
+
+
+def tokens_of(
+    tokenizer: PreTrainedTokenizerBase, names: Mapping[str, str], eval_type: str, context: int | None
+) -> tuple[dict[str, list[int]], AnswerTree]:
+    """The token ids of each user message of `names` as a prompt, and the tree of the labels' tokens.
+
+    Raises:
+        ValueError: a prompt that, with the tokens read after it, is longer than `context`.
+    """
     prompts = {text: render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in names}
     ids = {text: tokenize_prompt(tokenizer, prompt) for text, prompt in prompts.items()}
     tree = label_tree(tokenizer, eval_type)
-    _check_room(model, {names[text]: len(row) + tree.depth for text, row in ids.items()})
-    budget = token_budget or _TOKENS_PER_BATCH["cuda" if model.device.type == "cuda" else "cpu"]
-    pad_id = int(tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
-    walk = _Walk(model, pad_id, tree)
-    for texts in _batches({text: len(row) for text, row in ids.items()}, budget):
-        for part, odds in _in_memory(walk, texts, ids):
-            yield from ((text, {label: float(p[row]) for label, p in odds.items()}) for row, text in enumerate(part))
+    for text, row in ids.items():
+        if context is not None and len(row) + tree.depth > context:
+            raise ValueError(
+                f"{names[text]}: the judge's prompt takes {len(row) + tree.depth} tokens and the judge's context holds "
+                f"{context}; shorten the answer (--max_tokens) or take a judge with a longer context"
+            )
+    return ids, tree
 
 
 def label_tree(tokenizer: PreTrainedTokenizerBase, eval_type: str) -> AnswerTree:
@@ -68,16 +87,6 @@ def label_tree(tokenizer: PreTrainedTokenizerBase, eval_type: str) -> AnswerTree
     return answer_tree(paths)
 
 
-def _check_room(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for name, length in lengths.items():
-        if context is not None and length > context:
-            raise ValueError(
-                f"{name}: the judge's prompt takes {length} tokens and the judge's context holds {context}; "
-                "shorten the answer (--max_tokens) or take a judge with a longer context"
-            )
-
-
 def _batches(lengths: Mapping[str, int], budget: int) -> Iterator[list[str]]:
     """Texts of similar length together, longest first: memory runs out on the first batch or never."""
     order = sorted(lengths, key=lambda text: -lengths[text])
@@ -88,12 +97,15 @@ def _batches(lengths: Mapping[str, int], budget: int) -> Iterator[list[str]]:
         start += size
 
 
+Odds = dict[str, Float[Tensor, " batch"]]
+
+
 def _in_memory(
-    walk: _Walk, texts: list[str], ids: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[list[str], dict[str, Float[Tensor, " batch"]]]]:
+    walked: Callable[[Sequence[Sequence[int]]], Odds], texts: list[str], ids: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[list[str], Odds]]:
     """The batch's label probabilities; a batch that does not fit the device is halved until it does."""
     try:
-        odds = walk([ids[text] for text in texts])
+        odds = walked([ids[text] for text in texts])
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise
@@ -103,75 +115,61 @@ def _in_memory(
         return
     torch.cuda.empty_cache()
     middle = len(texts) // 2
-    yield from _in_memory(walk, texts[:middle], ids)
-    yield from _in_memory(walk, texts[middle:], ids)
+    yield from _in_memory(walked, texts[:middle], ids)
+    yield from _in_memory(walked, texts[middle:], ids)
 
 
-class _Walk:
-    """Walks one batch of prompts through the tree of labels."""
+def _walked(model: PreTrainedModel, pad_id: int, tree: AnswerTree, ids: Sequence[Sequence[int]]) -> Odds:
+    return walk(tree, len(ids), _Forward(model, pad_id, tree, ids))
 
-    def __init__(self, model: PreTrainedModel, pad_id: int, tree: AnswerTree):
+
+class _Forward:
+    """Reads one batch of prompts, and its branches on the same KV cache."""
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, tree: AnswerTree, ids: Sequence[Sequence[int]]):
         self.model = model
         self.pad_id = pad_id
         self.tree = tree
+        self.ids = ids
+        self.cache = _empty_cache(model) if tree.depth else None
+        self.held: Path = ()  # what the cache holds after the prompts
         base: Any = model
         if hasattr(model, "get_base_model"):  # PEFT's own forward takes anything
             base = base.get_base_model()
         self.accepts = set(inspect.signature(base.forward).parameters)
 
+    def __call__(self, wanted: Mapping[Path, Bool[Tensor, " batch"]]) -> dict[Path, Float[Tensor, "batch children"]]:
+        """P(child | prompt, path) for the children of each path, in every row."""
+        return {path: self._children_odds(path) for path in wanted}
+
     @torch.inference_mode()
-    def __call__(self, ids: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, " batch"]]:
-        cache = _empty_cache(self.model) if self.tree.depth else None
-        conditionals = {(): self._children_odds(ids, (), cache)}
-        mass = conditionals[()].sum(1)  # no label can get more than this
-        reach = torch.where(mass >= MIN_MASS, 1.0, 0.0).to(torch.float64)
-        self._follow((), reach, ids, cache, conditionals)
-        return label_probabilities(self.tree, conditionals)
+    def _children_odds(self, path: Path) -> Float[Tensor, "batch children"]:
+        """The same for one path, in float64 on the CPU. With a cache, only what it does not hold of the path is fed.
 
-    def _follow(
-        self,
-        path: Path,
-        reach: Float[Tensor, " batch"],
-        ids: Sequence[Sequence[int]],
-        cache: DynamicCache | None,
-        conditionals: dict[Path, Tensor],
-    ) -> None:
-        """Fills in the conditionals of every branch below `path` that some row reaches, depth first."""
-        for k, token in enumerate(self.tree.children[path]):
-            child = (*path, token)
-            child_reach = reach * conditionals[path][:, k]
-            reached = child_reach >= _NEGLIGIBLE  # row by row, so that a score does not depend on its batch
-            if child not in self.tree.children or not reached.any():
-                continue
-            odds = self._children_odds(ids, child, cache)
-            conditionals[child] = torch.where(reached[:, None], odds, 0.0)
-            self._follow(child, torch.where(reached, child_reach, 0.0), ids, cache, conditionals)
-            if cache is not None:
-                cache.crop(-1)
-
-    def _children_odds(
-        self, ids: Sequence[Sequence[int]], path: Path, cache: DynamicCache | None
-    ) -> Float[Tensor, "batch children"]:
-        """P(child | prompt, path) for the children of `path`, in float64 on the CPU.
-
-        With a cache that holds the prompt and all of `path` but its last token, only that token is fed. Padding is on
-        the left, so that every row ends at the same column and sliding windows see what they would alone.
+        Padding is on the left, so that every row ends at the same column and sliding windows see what they would alone.
         """
-        input_ids, mask = pad_batch([[*row, *path] for row in ids], self.pad_id, "left")
+        input_ids, mask = pad_batch([[*row, *path] for row in self.ids], self.pad_id, "left")
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
         if "position_ids" in self.accepts:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        if cache is not None and path:
-            inputs |= {name: inputs[name][:, -1:] for name in ("input_ids", "position_ids") if name in inputs}
+        if self.cache is not None and path:
+            n_fed = len(path) - self._crop_to(path)
+            inputs |= {name: inputs[name][:, -n_fed:] for name in ("input_ids", "position_ids") if name in inputs}
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         if "logits_to_keep" in self.accepts:
             inputs["logits_to_keep"] = 1
-        output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+        output = self.model(**inputs, past_key_values=self.cache, use_cache=self.cache is not None)
+        self.held = path
         log_odds = output.logits[:, -1].float().log_softmax(-1)  # (batch, vocab)
-        odds = log_odds[:, list(self.tree.children[path])].exp().to("cpu", torch.float64)
-        if odds.isnan().any():
-            raise ValueError("the judge's logits are NaN; load it in float32 or bfloat16")
-        return odds
+        return log_odds[:, list(self.tree.children[path])].exp().to("cpu", torch.float64)
+
+    def _crop_to(self, path: Path) -> int:
+        """How many tokens of `path` the cache holds, all but the last at most, after cropping it to them."""
+        assert self.cache is not None
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.held, path[:-1], strict=False)))
+        if shared < len(self.held):
+            self.cache.crop(shared - len(self.held))
+        return shared
 
 
 def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:

@@ -42,11 +42,10 @@ def catalog_for(model: str, layers: Sequence[int] | None = None, projections: in
     return Catalog(resolve_model(model).label, config.num_hidden_layers, config.hidden_size, chosen, projections)
 
 
-def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]:
-    """What makes a stock vLLM engine one that steers: arguments of `vllm.LLM` and of its server alike.
+def stock_options() -> dict[str, Any]:
+    """Options of every engine, steered or not: the prefix cache, with blocks that prompts fill.
 
-    Sets VLLM_USE_V2_MODEL_RUNNER=0. What determines the compiled graph is in `additional_config`, which vLLM's
-    compile cache goes by; the worker's class is not.
+    Sets VLLM_USE_V2_MODEL_RUNNER=0.
 
     Raises:
         ValueError: vLLM cannot be used here.
@@ -56,6 +55,19 @@ def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    return {"enable_prefix_caching": True, **({} if on_cuda() else {"block_size": _CPU_BLOCK})}
+
+
+def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]:
+    """What makes a stock vLLM engine one that steers: arguments of `vllm.LLM` and of its server alike.
+
+    Sets VLLM_USE_V2_MODEL_RUNNER=0. What determines the compiled graph is in `additional_config`, which vLLM's
+    compile cache goes by; the worker's class is not.
+
+    Raises:
+        ValueError: vLLM cannot be used here.
+    """
+    stock = stock_options()
     here = Path(__file__).parent
     source = hashlib.sha256(b"".join((here / name).read_bytes() for name in _GRAPH_SOURCES)).hexdigest()[:16]
     settings = {
@@ -71,8 +83,7 @@ def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]
         "scheduler_cls": f"persona_vectors.vllm_scheduler.{scheduler}",
         "async_scheduling": asynchronous,
         "additional_config": {"steering": settings},
-        "enable_prefix_caching": True,
-        **({} if on_cuda() else {"block_size": _CPU_BLOCK}),
+        **stock,
     }
 
 
