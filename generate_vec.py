@@ -43,6 +43,8 @@ def main(
     `<trait>_quality.json` and `.png` say how good they are at each layer: whether halves of the questions give the same
     direction, and whether it separates answers to held-out questions better than random directions do.
 
+    Answers that `eval.eval_persona --capture` sampled have their means beside the tables; only the others are read.
+
     --orthogonalize also writes `<trait>_<span>_diff_orthogonal.pt`, v - Q Q^T v at every layer, Q an orthonormal basis
     of the other traits' vectors there. The trait's own vectors are then made only if they are not there already, from
     the same model, tables, threshold, contrast and dtype.
@@ -94,18 +96,18 @@ def main(
 
 
 def _extract(arguments: dict[str, Any], pairs: pd.DataFrame, counts: PairCounts) -> list[Path]:
-    """The files written after the model has read all pairs: the trait's plain vectors and their quality report."""
-    from persona_vectors.blocks import hidden_size, num_layers
-    from persona_vectors.models import load_model
+    """The files written after all pairs are read: the trait's plain vectors and their quality report."""
+    from persona_vectors.models import load_config
     from persona_vectors.quality import pairs_to_read
-    from persona_vectors.vectors import extract_pairs, save_vectors
+    from persona_vectors.vectors import save_vectors
 
     name, trait, contrast, seed = (arguments[key] for key in ("model_name", "trait", "contrast", "seed"))
-    model, tokenizer = load_model(name, dtype=arguments["dtype"], device_map=arguments["device_map"])
-    keep = pairs_to_read(len(pairs), num_layers(model), hidden_size(model), seed) if arguments["quality"] else []
-    extraction = extract_pairs(model, tokenizer, pairs, keep=keep, progress=True)
+    config = load_config(name)
+    shape = config.num_hidden_layers + 1, config.hidden_size
+    keep = pairs_to_read(len(pairs), shape[0] - 1, shape[1], seed) if arguments["quality"] else []
+    extraction, how = _read(arguments, pairs, shape, keep)
     tables = {"pos": arguments["pos_path"], "neg": arguments["neg_path"]}
-    record = {"arguments": arguments} | _origin(name, model, tables)
+    record = {"arguments": arguments} | _origin(name, tables, how)
     paths = save_vectors(arguments["save_dir"], trait, extraction.vectors, record, counts, contrast)
     if arguments["quality"]:
         about = {"trait": trait, "contrast": contrast, "pairs": asdict(counts)}
@@ -114,6 +116,36 @@ def _extract(arguments: dict[str, Any], pairs: pd.DataFrame, counts: PairCounts)
     else:
         print(_norms(extraction.vectors["response_avg"]))
     return paths
+
+
+def _read(
+    arguments: dict[str, Any], pairs: pd.DataFrame, shape: tuple[int, int], keep: list[int]
+) -> tuple[Extraction, dict[str, Any]]:
+    """The extraction from what was captured while sampling, and from a pass of the model over the rest if there is any.
+
+    Beside it the model's number type, and how many answers came from where.
+    """
+    from persona_vectors.captured_means import CapturedMeans, captured_or_read, reader_of
+    from persona_vectors.models import load_model, load_tokenizer
+    from persona_vectors.vectors import pair_samples, reduce_pairs
+
+    name, dtype, device_map = (arguments[key] for key in ("model_name", "dtype", "device_map"))
+    reader = reader_of(name, dtype, device_map)
+    samples = pair_samples(load_tokenizer(name), pairs)
+    captured = CapturedMeans((arguments["pos_path"], arguments["neg_path"]), reader, shape)
+    n_captured = len(captured.find(samples))
+    for line in captured.said(n_captured, len(samples)):
+        print(line, flush=True)
+    loaded = []
+
+    def load() -> Any:
+        loaded.append(load_model(name, dtype=dtype, device_map=device_map)[0])
+        return loaded[0]
+
+    batches = captured_or_read(captured, load, samples, progress=True)
+    extraction = reduce_pairs(batches, len(pairs), shape, keep)
+    computed = str(loaded[0].dtype).removeprefix("torch.") if loaded else reader and reader.dtype
+    return extraction, {"dtype": computed, "n_captured": n_captured, "n_read": len(samples) - n_captured}
 
 
 def _made_before(arguments: dict[str, Any]) -> bool:
@@ -154,19 +186,20 @@ def _check_folder(save_dir: str) -> None:
         raise ValueError(f"save_dir {save_dir} is or lies under {ancestor}, a file; give a folder")
 
 
-def _origin(model_name: str, model: Any, tables: dict[str, str]) -> dict[str, Any]:
-    """What the vectors were made from: the model with its revision and content, and the two tables."""
+def _origin(model_name: str, tables: dict[str, str], how: dict[str, Any]) -> dict[str, Any]:
+    """What the vectors were made from: the model with its revision and content, the two tables, how they were read."""
     from persona_vectors.files import sha256_of_file
-    from persona_vectors.models import fingerprint
+    from persona_vectors.models import fingerprint, revision
 
     return {
         "model": {
             "name": model_name,
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": revision(model_name),
             "fingerprint": fingerprint(model_name),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": how["dtype"],
         },
         "inputs": {side: {"path": path, "sha256": sha256_of_file(path)} for side, path in tables.items()},
+        "answers": {"captured": how["n_captured"], "read": how["n_read"]},
     }
 
 

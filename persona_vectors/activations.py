@@ -181,7 +181,7 @@ def _iterate(
         for batch, means in _passes(model, list(rows_of), layers, spans, limits):
             rows = [row for sample in batch for row in rows_of[sample]]
             index = torch.tensor([i for i, sample in enumerate(batch) for _ in rows_of[sample]])
-            _check_finite(means[index], rows)
+            check_finite(means[index], rows)
             yield rows, {span: means[index, i] for i, span in enumerate(spans)}
             bar.update(len(rows))
 
@@ -300,7 +300,8 @@ def _check_samples(model: nn.Module, samples: Sequence[TokenizedSample], spans: 
         raise ValueError(f"{_some(long)}: longer than the {context} tokens that {model_label(model)} reads; shorten it")
 
 
-def _check_finite(means: SpanMeans, rows: Sequence[int]) -> None:
+def check_finite(means: SpanMeans, rows: Sequence[int]) -> None:
+    """Refuses, with a ValueError that names their rows, means that are not finite."""
     finite = torch.isfinite(means).flatten(1).all(1)
     if not finite.all():
         broken = sorted(row for row, good in zip(rows, finite.tolist(), strict=True) if not good)

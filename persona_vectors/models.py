@@ -261,10 +261,15 @@ def fingerprint(name: str) -> str:
     if source.is_local:
         _update_with_folder(digest, Path(source.base))
     else:
-        digest.update(f"{source.base}@{getattr(_whole_config(source.base), '_commit_hash', None)}".encode())
+        digest.update(f"{source.base}@{revision(source.base)}".encode())
     if source.adapter is not None:
         _update_with_folder(digest, source.adapter)
     return digest.hexdigest()
+
+
+def revision(name: str) -> str | None:
+    """The commit of a hub model's files, of an adapter its base's; None for a folder."""
+    return getattr(_whole_config(name), "_commit_hash", None)
 
 
 def _update_with_folder(digest: Any, folder: Path) -> None:

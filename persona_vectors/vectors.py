@@ -11,7 +11,7 @@ import io
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_vectors.activations import SPANS, iter_mean_activations
+from persona_vectors.activations import SPANS, Means, iter_mean_activations
 from persona_vectors.blocks import hidden_size, num_layers
 from persona_vectors.files import check_output_path, write_bytes_atomic, write_sidecar
 from persona_vectors.pairs import Contrast, PairCounts, count_pairs, effective_pairs, parse_question_id
-from persona_vectors.tokens import tokenize_sample
+from persona_vectors.tokens import TokenizedSample, tokenize_sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,8 @@ __all__ = [  # pairs are a vector's first step, so their names stand here too
     "parse_question_id",
     "Extraction",
     "extract_pairs",
+    "pair_samples",
+    "reduce_pairs",
     "persona_vectors_from_pairs",
     "vector_path",
     "save_vectors",
@@ -92,23 +94,39 @@ def extract_pairs(
         pairs: from `effective_pairs`.
         keep: row numbers of `pairs`, each once.
     """
-    n = len(pairs)
+    samples = pair_samples(tokenizer, pairs)
+    batches = iter_mean_activations(model, samples, token_budget=token_budget, progress=progress)
+    return reduce_pairs(batches, len(pairs), (num_layers(model) + 1, hidden_size(model)), keep)
+
+
+def pair_samples(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame) -> list[TokenizedSample]:
+    """Each pair's pos answer with its prompt, then each pair's neg answer: twice as many samples as pairs."""
     prompts = [*pairs["pos_prompt"], *pairs["neg_prompt"]]
     answers = [*pairs["pos_answer"], *pairs["neg_answer"]]
-    samples = [tokenize_sample(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    place = {row + side: i + len(keep) * bool(side) for side in (0, n) for i, row in enumerate(keep)}
-    kept = torch.empty(2 * len(keep), num_layers(model) + 1, hidden_size(model))
+    return [tokenize_sample(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def reduce_pairs(
+    batches: Iterable[tuple[list[int], Means]], n_pairs: int, shape: tuple[int, int], keep: Sequence[int] = ()
+) -> Extraction:
+    """What `extract_pairs` says, of the means of `pair_samples`, each row once and in any order.
+
+    Args:
+        shape: (n_layers + 1, d_model) of the model.
+    """
+    place = {row + side: i + len(keep) * bool(side) for side in (0, n_pairs) for i, row in enumerate(keep)}
+    kept = torch.empty(2 * len(keep), *shape)
     sums: dict[str, Tensor] = {}
-    norms = torch.zeros(num_layers(model) + 1, dtype=torch.float64)
-    for rows, means in iter_mean_activations(model, samples, token_budget=token_budget, progress=progress):
-        sign = torch.tensor([1.0 if row < n else -1.0 for row in rows], dtype=torch.float64)
+    norms = torch.zeros(shape[0], dtype=torch.float64)
+    for rows, means in batches:
+        sign = torch.tensor([1.0 if row < n_pairs else -1.0 for row in rows], dtype=torch.float64)
         for span, values in means.items():
             sums[span] = sums.get(span, 0) + torch.einsum("n,nld->ld", sign, values.double())
         norms += means["response_avg"].norm(dim=-1).double().sum(0)
         wanted = [i for i, row in enumerate(rows) if row in place]
         kept[[place[rows[i]] for i in wanted]] = means["response_avg"][wanted]
-    vectors = {span: (sums[span] / n).float() for span in SPANS}
-    return Extraction(vectors, kept[: len(keep)], kept[len(keep) :], (norms / (2 * n)).float())
+    vectors = {span: (sums[span] / n_pairs).float() for span in SPANS}
+    return Extraction(vectors, kept[: len(keep)], kept[len(keep) :], (norms / (2 * n_pairs)).float())
 
 
 def persona_vectors_from_pairs(
