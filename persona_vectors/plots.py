@@ -161,9 +161,9 @@ def steering_plotly(coefs: Numbers, vector: Band, random: Band | None, score: st
     """One score (0-100) against the steering coefficient: the vector, and random directions beside it."""
     traces = []
     if random is not None:
-        traces += _plotly_band(coefs, random, RANDOM, _RANDOM_LABEL, dash="dash", symbol="square")
-    traces += _plotly_band(coefs, vector, VECTOR, _VECTOR_LABEL)
-    figure = _plotly(traces, "steering coefficient", score)
+        traces += plotly_band(coefs, random, RANDOM, _RANDOM_LABEL, dash="dash", symbol="square")
+    traces += plotly_band(coefs, vector, VECTOR, _VECTOR_LABEL)
+    figure = plotly_figure(traces, "steering coefficient", score)
     return figure.update_yaxes(range=[-3, 103])
 
 
@@ -172,9 +172,9 @@ def layer_auc_plotly(
 ) -> go.Figure:
     """Held-out AUC against the layer: the vector refit by fold, and random directions (mean and 95th percentile)."""
     band = Band(random_mean, random_mean, random_high)
-    traces = _plotly_band(layers, band, RANDOM, _RANDOM_AUC_LABEL, dash="dash", symbol="square")
-    traces.append(_line(layers, vector, VECTOR, "difference of means, held out"))
-    figure = _plotly(traces, "layer", "AUC")
+    traces = plotly_band(layers, band, RANDOM, _RANDOM_AUC_LABEL, dash="dash", symbol="square")
+    traces.append(plotly_line(layers, vector, VECTOR, "difference of means, held out"))
+    figure = plotly_figure(traces, "layer", "AUC")
     figure.add_hline(0.5, line={"color": INK, "width": 1, "dash": "dot"})
     if steered is not None:
         figure.add_vline(
@@ -190,12 +190,12 @@ def layer_auc_plotly(
 def layer_norms_plotly(layers: Numbers, norms: Mapping[str, Numbers]) -> go.Figure:
     """The norm of each vector against the layer."""
     traces = [
-        _line(
+        plotly_line(
             layers, values, _contrast(number), name, symbol=("circle", "square", "triangle-up", "diamond")[number % 4]
         )
         for number, (name, values) in enumerate(norms.items())
     ]
-    figure = _plotly(traces, "layer", "norm of the vector")
+    figure = plotly_figure(traces, "layer", "norm of the vector")
     figure.update_xaxes(dtick=max(1, round(len(layers) / 8)))
     return figure.update_yaxes(rangemode="tozero")
 
@@ -213,7 +213,7 @@ def projections_plotly(groups: Mapping[str, Numbers], xlabel: str = "projection 
         line = {"color": color, "width": 2}
         area = {"fill": "tozeroy", "fillcolor": _faint(color)}
         traces.append(go.Scatter(x=_list(xs), y=_list(ys), name=name, mode="lines", line=line, **area))
-    return _plotly(traces, xlabel, "density")
+    return plotly_figure(traces, xlabel, "density")
 
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond")
@@ -286,7 +286,7 @@ def _faint(color: str, alpha: float = 0.18) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _line(xs: Numbers, ys: Numbers, color: str, name: str, dash: str = "solid", symbol: str = "circle") -> Any:
+def plotly_line(xs: Numbers, ys: Numbers, color: str, name: str, dash: str = "solid", symbol: str = "circle") -> Any:
     import plotly.graph_objects as go
 
     return go.Scatter(
@@ -300,7 +300,7 @@ def _line(xs: Numbers, ys: Numbers, color: str, name: str, dash: str = "solid", 
     )
 
 
-def _plotly_band(
+def plotly_band(
     xs: Numbers, band: Band, color: str, name: str, dash: str = "solid", symbol: str = "circle"
 ) -> list[Any]:
     import plotly.graph_objects as go
@@ -315,10 +315,10 @@ def _plotly_band(
         hoverinfo="skip",
         showlegend=False,
     )
-    return [around, _line(xs, band.mean, color, name, dash, symbol)]
+    return [around, plotly_line(xs, band.mean, color, name, dash, symbol)]
 
 
-def _plotly(traces: list[Any], xlabel: str, ylabel: str) -> go.Figure:
+def plotly_figure(traces: list[Any], xlabel: str, ylabel: str) -> go.Figure:
     import plotly.graph_objects as go
 
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "automargin": True}
