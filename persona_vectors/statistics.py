@@ -109,11 +109,11 @@ def auc(pos: Array, neg: Array) -> float:
     Raises:
         ValueError: an empty side or a NaN.
     """
-    return float(_auc_columns(_matrix(pos, "pos", ndim=1)[:, None], _matrix(neg, "neg", ndim=1)[:, None])[0])
+    return float(auc_columns(_matrix(pos, "pos", ndim=1)[:, None], _matrix(neg, "neg", ndim=1)[:, None])[0])
 
 
-def _auc_columns(pos: Float[np.ndarray, "n_pos k"], neg: Float[np.ndarray, "n_neg k"]) -> Float[np.ndarray, " k"]:
-    """AUC of each column."""
+def auc_columns(pos: Float[np.ndarray, "n_pos k"], neg: Float[np.ndarray, "n_neg k"]) -> Float[np.ndarray, " k"]:
+    """`auc` of each column."""
     from scipy.stats import rankdata
 
     if len(pos) == 0 or len(neg) == 0:
@@ -238,7 +238,7 @@ def random_direction_auc(
     for out_pos, out_neg in held_out_rows(pos_codes, neg_codes, n_folds=n_folds, seed=seed):
         signs = np.where(on_pos[~out_pos].mean(0) < on_neg[~out_neg].mean(0), -1.0, 1.0)
         pairs = int(out_pos.sum()) * int(out_neg.sum())
-        total += pairs * _auc_columns(signs * on_pos[out_pos], signs * on_neg[out_neg])
+        total += pairs * auc_columns(signs * on_pos[out_pos], signs * on_neg[out_neg])
         weight += pairs
     return total / weight
 
