@@ -21,7 +21,7 @@ from persona_vectors.store import Store, content_key
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from eval.vllm_answers import VllmSampler
+    from eval.vllm_answers import OnMeans, VllmSampler
 
 
 @dataclass
@@ -53,15 +53,16 @@ class Engine:
             self._loaded = load_model(self.name, dtype=self.dtype, device_map=self.device_map, **bits)
         return self._loaded[0]
 
-    def vllm(self, steerings: Sequence[Added]) -> VllmSampler:
-        """The vLLM engine that can sample under these; started when first needed, and again for larger adapters."""
+    def vllm(self, steerings: Sequence[Added], capture: bool = False) -> VllmSampler:
+        """The vLLM engine that can sample under these; started when first needed, and again for larger adapters or for
+        capture."""
         from eval.vllm_answers import VllmSampler
 
-        if self._vllm is not None and not self._vllm.serves(steerings):
+        if self._vllm is not None and not self._vllm.serves(steerings, capture):
             self.release()
         if self._vllm is None:
             self._loaded = None  # both would want the device's memory
-            self._vllm = VllmSampler(self.name, self.tokenizer, self.dtype, steerings)
+            self._vllm = VllmSampler(self.name, self.tokenizer, self.dtype, steerings, capture)
         return self._vllm
 
     def release(self) -> None:
@@ -102,10 +103,12 @@ def answers_of(
     overwrite: bool = False,
     progress: bool = True,
     before_sampling: Callable[[], None] | None = None,
+    on_means: OnMeans | None = None,
 ) -> list[str]:
     """One answer a prompt, each under its own steering: from the store where finished, sampled and stored otherwise.
 
-    `before_sampling` is called once if anything has to be sampled, with nothing sampled yet.
+    `before_sampling` is called once if anything has to be sampled, with nothing sampled yet. `on_means`, for vLLM
+    alone, has unsteered rows that are sampled captured, and receives their means before their answers are stored.
     """
     keys = _answer_keys(engine, prompts, streams, steerings, max_tokens=max_tokens, temperature=float(temperature))
     known = {} if overwrite else store.get_many(keys)
@@ -120,13 +123,14 @@ def answers_of(
         if before_sampling is not None:
             before_sampling()
         if engine.kind == "vllm":
-            engine.vllm(steerings).sample(
+            engine.vllm(steerings, capture=on_means is not None).sample(
                 [prompts[row] for row in todo],
                 [streams[row] for row in todo],
                 [steerings[row] for row in todo],
                 max_tokens=max_tokens,
                 temperature=temperature,
                 on_batch=partial(keep, todo),
+                on_means=on_means and (lambda found: on_means({todo[row]: one for row, one in found.items()})),
                 progress=progress,
             )
             return [known[key] for key in keys]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+    from persona_vectors.captured_means import CapturedAnswer
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,6 +34,7 @@ class Sampling:
     together: bool = True
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     on_estimate: Callable[[str, Estimate], None] | None = None  # before each judging: of which score, and what it takes
+    on_means: Callable[[Setting, Sequence[CapturedAnswer]], None] | None = None  # captured while answers are sampled
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,20 @@ def _sample(engine: Engine, store: Store, group: Group, how: Sampling, before_sa
         overwrite=how.overwrite,
         progress=how.progress and how.together,
         before_sampling=before_sampling,
+        on_means=how.on_means and partial(_hand_on, how.on_means, [part.setting for part, _ in jobs]),
     )
     for (part, place), text in zip(jobs, texts, strict=True):
         part.answers[place] = text
+
+
+def _hand_on(
+    on_means: Callable[[Setting, Sequence[CapturedAnswer]], None],
+    settings: Sequence[Setting],
+    found: Mapping[int, CapturedAnswer],
+) -> None:
+    """Gives captured means to `on_means`, those of one setting together."""
+    for setting in dict.fromkeys(settings[row] for row in found):
+        on_means(setting, [one for row, one in found.items() if settings[row] is setting])
 
 
 def _score(store: Store, group: Group, how: Sampling) -> None:

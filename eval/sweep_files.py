@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER_DEPENDS_ON = (
     *("output_path", "overwrite", "batch_process", "max_concurrent_judges", "max_requests_per_minute"),
-    *("min_coherence", "one_file_per_setting"),
+    *("min_coherence", "one_file_per_setting", "capture"),
 )
 
 

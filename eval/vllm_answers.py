@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ import torch
 
 from eval.model_utils import Added, Steering, parts_of, weights_of
 from eval.receipt import Receipt
-from persona_vectors.models import resolve_model
+from persona_vectors.captured_means import CapturedAnswer, Reader
+from persona_vectors.models import fingerprint, resolve_model
 from persona_vectors.sampling import OnBatch, Outbox
-from persona_vectors.tokens import tokenize_prompt
+from persona_vectors.tokens import TokenizedSample, tokenize_prompt
 from persona_vectors.vllm_spec import Spec, Step
-from persona_vectors.vllm_steering import Lora, Request, SteeredLLM
+from persona_vectors.vllm_steering import Answer, Lora, Request, SteeredLLM
 from persona_vectors.weight_direction import combine, content_hash
 from persona_vectors.weight_files import save_adapter
 
@@ -28,25 +30,44 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OnMeans = Callable[[Mapping[int, CapturedAnswer]], None]
+"""Is given the means of rows that were captured, before `on_batch` is given their answers."""
+
 _MOST_ADAPTERS = 8  # in one batch on a GPU: each takes memory at every module
 
 
 class VllmSampler:
     """A vLLM engine for one model, with the folder that holds the adapters it is given."""
 
-    def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str, steerings: Sequence[Added]):
+    def __init__(
+        self,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: str,
+        steerings: Sequence[Added],
+        capture: bool = False,
+    ):
         check_servable(model, steerings)
         self.tokenizer = tokenizer
         self._rank = adapter_rank(steerings)
         self._folder = tempfile.TemporaryDirectory(prefix="persona-adapters-")
         self._adapters = {self._adapter_name(added) for added in steerings} - {None}
         n_places = min(len(self._adapters), _MOST_ADAPTERS if torch.cuda.is_available() else len(self._adapters))
-        self.llm = SteeredLLM(model, dtype=dtype, projections=0, max_loras=n_places, max_lora_rank=max(self._rank, 8))
+        self.llm = SteeredLLM(
+            model, dtype=dtype, projections=0, capture=capture, max_loras=n_places, max_lora_rank=max(self._rank, 8)
+        )
+        self.reader = Reader(fingerprint(model), self._dtype)
         self._steps: dict[int, Spec] = {}
         self._kept: list[Added] = []  # so that an id in _steps stays that of its object
 
-    def serves(self, steerings: Sequence[Added]) -> bool:
-        """Whether the engine was started for these adapters."""
+    @property
+    def _dtype(self) -> str:
+        return str(self.llm.llm.llm_engine.model_config.dtype).removeprefix("torch.")
+
+    def serves(self, steerings: Sequence[Added], capture: bool = False) -> bool:
+        """Whether the engine was started for these adapters, and captures if it has to."""
+        if capture and not self.llm.capture:
+            return False
         known = {self._adapter_name(added) for added in steerings} - {None} <= self._adapters
         return known and adapter_rank(steerings) <= self._rank
 
@@ -59,21 +80,45 @@ class VllmSampler:
         max_tokens: int,
         temperature: float,
         on_batch: OnBatch,
+        on_means: OnMeans | None = None,
         progress: bool = True,
     ) -> None:
-        """Samples an answer a row, as one job; `on_batch` receives rows and texts as they finish."""
+        """Samples an answer a row, as one job; `on_batch` receives rows and texts as they finish.
+
+        Of an engine that captures, `on_means` receives the unsteered rows' means, the prompt's with its first row.
+        """
         from tqdm import tqdm
 
         ids = {prompt: tokenize_prompt(self.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
-        requests = [
-            Request(ids[prompt], self._spec(added), self._lora(added), _seed(stream))
-            for prompt, stream, added in zip(prompts, streams, steerings, strict=True)
-        ]
+        requests, seen = [], set()
+        for prompt, stream, added in zip(prompts, streams, steerings, strict=True):
+            request = Request(ids[prompt], self._spec(added), self._lora(added), _seed(stream), capture_prompt=False)
+            if prompt not in seen and _is_plain(request):
+                seen.add(prompt)
+                request = replace(request, capture_prompt=True)
+            requests.append(request)
+        captured: dict[int, CapturedAnswer] = {}
+
+        def hand_on(rows: Sequence[int], texts: Sequence[str]) -> None:
+            if on_means is not None:
+                on_means({row: captured.pop(row) for row in rows if row in captured})
+            on_batch(rows, texts)
+
         shown = tqdm(total=len(requests), desc="sampling (vLLM)", unit="answer", disable=not progress)
-        with shown as bar, Outbox(on_batch) as outbox:
+        with shown as bar, Outbox(hand_on) as outbox:
             for row, answer in self.llm.stream(requests, max_tokens=max_tokens, temperature=temperature):
+                if on_means is not None and _is_plain(requests[row]):
+                    captured[row] = self._captured(requests[row], answer)
                 outbox.put({row: answer.text})
                 bar.update()
+
+    def _captured(self, request: Request, answer: Answer) -> CapturedAnswer:
+        assert answer.response_avg is not None, "the engine was started without capture"
+        prompt = None
+        if answer.prompt_avg is not None and answer.prompt_last is not None:
+            prompt = answer.prompt_avg, answer.prompt_last
+        sample = TokenizedSample((*request.ids, *answer.ids), len(request.ids))
+        return CapturedAnswer(self.reader, sample, answer.response_avg, prompt)
 
     def receipts(self, prompt: str, steerings: Sequence[Added]) -> list[Receipt]:
         """A receipt for each steering by vectors, of several together one a layer; measured inside the engine.
@@ -115,7 +160,7 @@ class VllmSampler:
                 tolerance=one.tolerance,
                 hidden_norm=one.hidden_norm,
                 n_prompt_tokens=len(ids),
-                dtype=str(self.llm.llm.llm_engine.model_config.dtype).removeprefix("torch."),
+                dtype=self._dtype,
             )
             for one in measured
         ]
@@ -148,6 +193,11 @@ class VllmSampler:
         """Ends the engine and removes its adapters."""
         self.llm.close()
         self._folder.cleanup()
+
+
+def _is_plain(request: Request) -> bool:
+    """Whether the request is computed by the model as it is."""
+    return not request.spec and request.lora is None
 
 
 def check_servable(model: str, steerings: Sequence[Added]) -> None:

@@ -125,6 +125,7 @@ def test_only_what_is_missing_is_read(folder, tmp_path):
 @pytest.mark.parametrize("change", ["model", "dtype", "answer", "prompt", "special token", "boundary", "no prompt"])
 def test_what_a_pass_would_not_read_is_not_found(change, folder, tmp_path):
     reader, sample = reader_of(folder, "auto"), samples_of()[0]
+    assert reader is not None
     asked = sample
     if change in ("model", "dtype"):
         reader = replace(reader, **{change: "other"})
@@ -134,7 +135,7 @@ def test_what_a_pass_would_not_read_is_not_found(change, folder, tmp_path):
         asked = tokenize_sample(word_tokenizer(), PROMPTS[1], ANSWERS[0])
     elif change == "special token":  # sampled, and not in the text
         sample = TokenizedSample((*sample.ids, 1), sample.prompt_len)
-        assert word_tokenizer().decode(sample.ids[sample.prompt_len :], skip_special_tokens=True) == ANSWERS[0]
+        assert word_tokenizer().decode(list(sample.ids[sample.prompt_len :]), skip_special_tokens=True) == ANSWERS[0]
     elif change == "boundary":
         sample = TokenizedSample(sample.ids, sample.prompt_len - 1)
     [own] = as_captured([sample], reader)
