@@ -189,10 +189,9 @@ def _lora_options(adapters: Sequence[Path]) -> Mapping[str, Any]:
     """What vLLM needs for the adapters; one place more than there are, as in `SteeredLLM`."""
     if not adapters:
         return {}
-    from persona_vectors.vllm_options import lora_rank
+    from persona_vectors.vllm_options import adapter_rank, lora_rank
 
-    configs = [json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) for folder in adapters]
-    rank = lora_rank(max(int(config["r"]) for config in configs))
+    rank = lora_rank(max(map(adapter_rank, adapters)))
     return {"enable_lora": True, "max_loras": len(adapters) + 1, "max_lora_rank": rank}
 
 

@@ -12,11 +12,14 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from eval.serve_requests import LISTING, SteeredRequests
 from persona_vectors import cli
 from persona_vectors.models import ModelSource
+from persona_vectors.vllm_adapters import check_config, check_modules
 from persona_vectors.vllm_catalog import Catalog
 from persona_vectors.vllm_spec import Spec
 
@@ -30,7 +33,7 @@ class Service:
 
     Attributes:
         name: what requests call the model.
-        adapters: name -> PEFT folder.
+        adapters: name -> PEFT folder, beside the model's own.
         options: arguments of vLLM's engine.
         default: resolved steps of requests that say nothing.
     """
@@ -42,6 +45,12 @@ class Service:
     adapters: Mapping[str, str] = field(default_factory=dict)
     default: Spec = ()
     api_keys: tuple[str, ...] = ()
+
+    @property
+    def all_adapters(self) -> dict[str, str]:
+        """`adapters`, and the one that the model is, under the model's name."""
+        own = self.source.adapter
+        return {**self.adapters, **({} if own is None else {self.name: str(own)})}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,7 +76,7 @@ def run(service: Service, sock: socket.socket) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
     Raises:
-        ValueError: the engine does not do what it should (`check`).
+        ValueError: an adapter that vLLM cannot compute, or an engine that does not do what it should (`check`).
         cli.Unfinished: the engine ended by itself.
     """
     import uvloop
@@ -97,14 +106,20 @@ def _interruptible() -> Iterator[None]:
 async def _run(service: Service, sock: socket.socket) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
+    for folder in service.all_adapters.values():
+        check_config(Path(folder))
     arguments = _arguments(service)
     async with build_async_engine_client(arguments) as engine:
-        await register(engine, service.catalog)
-        await check(engine, service)
-        app = await _app(engine, service, arguments)
-        ended_itself = await _serve(app, engine, sock)
-        engine.shutdown(timeout=_END_S)
-        type(engine).__del__ = lambda _: None  # would end it again when Python has taken apart what that needs
+        try:
+            for folder in service.all_adapters.values():
+                check_modules(folder, await engine.collective_rpc("steering_unserved", args=(folder,)))
+            await register(engine, service.catalog)
+            await check(engine, service)
+            app = await _app(engine, service, arguments)
+            ended_itself = await _serve(app, engine, sock)
+        finally:
+            engine.shutdown(timeout=_END_S)
+            type(engine).__del__ = lambda _: None  # would end it again when Python has taken apart what that needs
     if ended_itself:
         raise cli.Unfinished("the engine ended by itself (its own messages are above); start the server again")
 
@@ -116,12 +131,11 @@ def _arguments(service: Service) -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    own = service.source.adapter
-    adapters = {**service.adapters, **({} if own is None else {service.name: str(own)})}
     vars(arguments).update(service.options)
     arguments.model = service.source.base
-    arguments.served_model_name = [service.name if own is None else service.source.base]
-    arguments.lora_modules = [LoRAModulePath(name, folder) for name, folder in adapters.items()] or None
+    arguments.served_model_name = [service.name if service.source.adapter is None else service.source.base]
+    adapters = service.all_adapters.items()
+    arguments.lora_modules = [LoRAModulePath(name, folder) for name, folder in adapters] or None
     arguments.api_key = list(service.api_keys) or None
     return arguments
 
@@ -170,7 +184,19 @@ async def _app(engine: Any, service: Service, arguments: Any) -> Any:
     routes = app.router.middleware_stack
     app.router.middleware_stack = SteeredRequests(routes, service.catalog, service.default, service.name)
     await init_app_state(engine, app.state, arguments, tasks)
+    for serving in (app.state.openai_serving_chat, app.state.openai_serving_completion):
+        serving._raise_if_error = _refuse_overflow
     return app
+
+
+def _refuse_overflow(finish_reason: str | None, _request: str) -> None:
+    """Takes the place of vLLM's own, which says "Internal server error" to a request that the scheduler ended."""
+    from vllm.exceptions import GenerationError
+
+    if finish_reason == "error":
+        error = GenerationError("hidden states became NaN or infinite, so there is no answer; lower the coefficients")
+        error.status_code = HTTPStatus.BAD_REQUEST
+        raise error
 
 
 async def _serve(app: Any, engine: Any, sock: socket.socket) -> bool:

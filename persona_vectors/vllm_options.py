@@ -68,6 +68,7 @@ def engine_options(catalog: Catalog, *, capture: bool = False) -> dict[str, Any]
         ValueError: vLLM cannot be used here.
     """
     stock = stock_options()
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"  # the steering scheduler ends such requests
     here = Path(__file__).parent
     source = hashlib.sha256(b"".join((here / name).read_bytes() for name in _GRAPH_SOURCES)).hexdigest()[:16]
     settings = {
@@ -117,14 +118,15 @@ def lora_rank(rank: int) -> int:
 
 
 def adapter_rank(adapter: Path) -> int:
-    """The rank of a PEFT adapter folder."""
-    return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    """The highest rank of a module in a PEFT adapter folder."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return max(int(rank) for rank in (config["r"], *(config.get("rank_pattern") or {}).values()))
 
 
 def adapter_name(adapter: Path) -> str:
-    """A name of the adapter's content."""
-    weights = adapter / "adapter_model.safetensors"
-    return f"{adapter.name}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
+    """A name of the adapter's content: its weights, and the config that scales them."""
+    content = [(adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")]
+    return f"{adapter.name}-{hashlib.sha256(b''.join(content)).hexdigest()[:16]}"
 
 
 def end_ids(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

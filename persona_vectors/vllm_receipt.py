@@ -73,7 +73,10 @@ async def measure(
     await rpc("steering_probed")  # forgets what was read before
     await run(ids, _params(spec, list(places)))
     readings = {places[one["position"]]: _states(one, catalog.d_model) for one in await rpc("steering_probed")}
+    _check_finite(readings)
     missing = [_NAMES[token_class] for token_class in _CLASSES if token_class not in readings]
+    if missing == [_NAMES["G"]]:
+        raise ValueError("steering receipt: the answer's logits become NaN; lower the coefficient")
     if missing:
         raise ValueError(f"steering receipt: vLLM computed the prompt without its probe at {', '.join(missing)}")
     found = []
@@ -132,15 +135,13 @@ def _at_layer(steps: Spec, layer: int, states: Mapping[str, Tensor], catalog: Ca
     errors, bounds = [0.0], [0.0]
     for token_class, (before, after) in states.items():
         own = at_class(steps, token_class)
-        asked = _expected(own, before, catalog) - before
-        change = after - before
+        asked = _expected(own, before, catalog).double() - before  # squares of what float32 holds may not be in it
+        change = after.double() - before
         where = f"steering receipt: layer {layer} at {_NAMES[token_class]}"
-        if not torch.isfinite(after).all():
-            raise ValueError(f"{where}: hidden states become NaN or infinite; lower the coefficient")
         norm, error = float(asked.norm()), float((change - asked).norm())
         # one rounding to dtype for every step, of a number as large as the state or the change
-        bound = 2 * (len(own) + 1) * torch.finfo(dtype).eps * float(before.norm() + asked.norm())
-        if error > bound:
+        bound = 2 * (len(own) + 1) * torch.finfo(dtype).eps * (float(before.double().norm()) + norm)
+        if not error <= bound:
             along = float(change @ asked) / norm if norm else 0.0
             raise ValueError(
                 f"{where}: {along:.4g} of the {norm:.4g} asked for was seen along it, and the change is off by "
@@ -175,6 +176,16 @@ def _expected(steps: Spec, before: Float[Tensor, " d_model"], catalog: Catalog) 
         else:
             hidden = interventions.add(hidden, vector, step.coef)
     return hidden[0]
+
+
+def _check_finite(readings: Mapping[str, Mapping[int, Tensor]]) -> None:
+    for token_class, layers in readings.items():
+        for layer, states in layers.items():
+            if not torch.isfinite(states).all():
+                raise ValueError(
+                    f"steering receipt: layer {layer} at {_NAMES[token_class]}: hidden states become NaN or infinite; "
+                    "lower the coefficient"
+                )
 
 
 def _check_elsewhere(spec: Spec, readings: Mapping[str, Mapping[int, Tensor]]) -> None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from jaxtyping import Float
 from torch import Tensor
 
 from persona_vectors.models import load_tokenizer, resolve_model
+from persona_vectors.vllm_adapters import check_config, check_modules
 from persona_vectors.vllm_capture import CAPTURE_KEY, span_means
 from persona_vectors.vllm_options import (
     adapter_name,
@@ -100,8 +102,8 @@ class SteeredLLM:
         options: any other argument of `vllm.LLM`.
 
     Raises:
-        ValueError: vLLM cannot be used here, the model has not these layers, or its layers lie in several workers and
-            are to be captured.
+        ValueError: vLLM cannot be used here or cannot compute the model's adapter, the model has not these layers, or
+            its layers lie in several workers and are to be captured.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class SteeredLLM:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self._own = None if source.adapter is None else Lora(adapter_name(source.adapter), str(source.adapter))
         if source.adapter is not None:
+            check_config(source.adapter)
             max_loras, max_lora_rank = max_loras + 1, max(max_lora_rank, adapter_rank(source.adapter))
         self._max_loras = max_loras
         if max_loras:  # one place more: vLLM on CPU has requests without an adapter read the last one, kept empty so
@@ -174,23 +177,25 @@ class SteeredLLM:
             extra: further `extra_args` of every request.
 
         Raises:
-            ValueError: before anything is sampled, for steering that the engine cannot carry out, or a prompt that
-                leaves no room.
+            ValueError: before anything is sampled, for steering or adapters that the engine cannot carry out, or a
+                prompt that leaves no room; later, for a request whose steering overflows.
         """
         specs = [self.catalog.resolve(request.spec) for request in requests]
         self._check_room(requests)
+        loras = [self._lora(request) for request in requests]
         if self._seeds_refused and temperature > 0 and any(request.seed is not None for request in requests):
             raise ValueError("vLLM on a CPU cannot sample by seed with chunked prefill; start it without that option")
         engine, rows = self.llm.llm_engine, {}
-        for row, (request, spec) in enumerate(zip(requests, specs, strict=True)):
-            name = f"persona-{self._n_requests}"
-            self._n_requests += 1
-            params = self._params(request, spec, name, max_tokens, temperature, min_tokens, extra or {})
-            engine.add_request(name, {"prompt_token_ids": list(request.ids)}, params, lora_request=self._lora(request))
-            rows[name] = row
         try:
+            for row, (request, spec, lora) in enumerate(zip(requests, specs, loras, strict=True)):
+                name = f"persona-{self._n_requests}"
+                self._n_requests += 1
+                params = self._params(request, spec, name, max_tokens, temperature, min_tokens, extra or {})
+                engine.add_request(name, {"prompt_token_ids": list(request.ids)}, params, lora_request=lora)
+                rows[name] = row
             while rows:
                 ended = [output for output in engine.step() if output.finished]
+                self._check_finite(ended)
                 names = [output.request_id for output in ended]
                 captured = self._captured(names) if self.capture and names else {}
                 for output in ended:
@@ -250,13 +255,25 @@ class SteeredLLM:
         lora = request.lora or self._own
         if lora is None:
             return None
-        number = self._loras.setdefault(lora.name, len(self._loras) + 1)
+        number = self._loras.get(lora.name, len(self._loras) + 1)
         if number > self._max_loras and not (on_cuda() and self._max_loras):
             raise ValueError(
                 f"this engine was started for {self._max_loras} adapters and is asked for a {number}th; start it with "
                 "a larger max_loras"
             )
+        if lora.name not in self._loras:
+            check_config(Path(lora.folder), self.llm.llm_engine.vllm_config.lora_config.max_lora_rank)
+            check_modules(lora.folder, self.llm.collective_rpc("steering_unserved", args=(lora.folder,)))
+            self._loras[lora.name] = number
         return LoRARequest(lora.name, number, lora.folder)
+
+    @staticmethod
+    def _check_finite(ended: Sequence[Any]) -> None:
+        if any(output.outputs[0].finish_reason == "error" for output in ended):
+            raise ValueError(
+                "hidden states of a request became NaN or infinite, so it has no answer; lower the coefficients, or "
+                "compute in bfloat16 or float32"
+            )
 
     def _check_room(self, requests: Sequence[Request]) -> None:
         room = self.llm.llm_engine.model_config.max_model_len
@@ -292,6 +309,7 @@ class SteeredLLM:
         params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=n, detokenize=False, extra_args=args)
         prompt: Any = {"prompt_token_ids": list(request.ids)}
         [output] = self.llm.generate(prompt, params, lora_request=self._lora(request), use_tqdm=False)
+        self._check_finite([output])
         [found] = output.outputs[0].logprobs
         return {token: one.logprob for token, one in found.items()}
 

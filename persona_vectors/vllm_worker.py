@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vllm.platforms import current_platform
 
 from persona_vectors.blocks import decoder_blocks
+from persona_vectors.vllm_adapters import unserved_modules
 from persona_vectors.vllm_capture import Capture
 from persona_vectors.vllm_probe import Probe
 from persona_vectors.vllm_spec import KEY, Spec, parse_spec
@@ -191,6 +192,10 @@ class SteeringWorker(Worker):
         if self._steering.capture is None:
             raise RuntimeError("this engine captures nothing; start it with capture=True")
         return self._steering.capture
+
+    def steering_unserved(self, folder: str) -> list[str]:
+        """What a PEFT adapter changes and this worker would not (`unserved_modules`)."""
+        return unserved_modules(self.model_runner.get_model().lora_manager, folder)
 
     def steering_state(self) -> dict[str, Any]:
         """Layers, rows in use, vectors held, and the tables' size in MiB."""
