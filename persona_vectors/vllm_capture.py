@@ -147,6 +147,11 @@ class Capture:
         for name in names:
             self._done.pop(name, None)
 
+    @property
+    def n_held(self) -> int:
+        """Requests that run or wait to be taken."""
+        return len(self._running) + len(self._done)
+
     def _named(self, names: Sequence[str]) -> list[str]:
         return [request for request, sums in self._running.items() if sums.name in names]
 

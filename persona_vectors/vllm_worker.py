@@ -198,13 +198,14 @@ class SteeringWorker(Worker):
         return unserved_modules(self.model_runner.get_model().lora_manager, folder)
 
     def steering_state(self) -> dict[str, Any]:
-        """Layers, rows in use, vectors held, and the tables' size in MiB."""
+        """Layers, rows in use, vectors held, requests whose sums are held, and the tables' size in MiB."""
         own = self._steering
         tensors = [t for table in own.tables.values() for t in (table.delta, *table.units, *table.numbers)]
         return {
             "layers": sorted(own.tables),
             "rows_used": own.rows.n_used,
             "vectors": sorted(own.vectors),
+            "captured": 0 if own.capture is None else own.capture.n_held,
             "tables_mib": sum(t.numel() * t.element_size() for t in tensors) / 2**20,
             "runner": type(self.model_runner).__module__,
         }
