@@ -6,7 +6,8 @@ python -m eval.cal_projection --file_path results/impolite.csv --model_name mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from persona_vectors import cli
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from persona_vectors.captured_means import CapturedMeans
     from persona_vectors.tokens import TokenizedSample
 
 ProjectionType = Literal["proj", "prompt_last_proj", "cos_sim"]
@@ -43,7 +45,8 @@ def main(
 ) -> None:
     """Add columns `<model>_<vector>_<type>_layer<L>` to a file of responses, in place, for all vectors x layers.
 
-    One pass of the model serves every column. A column that is there already is kept, unless --overwrite.
+    One pass of the model serves every column, and reads what `eval.eval_persona --capture` has not captured. A column
+    that is there already is kept, unless --overwrite.
 
     Args:
         file_path: CSV with columns prompt and answer, or JSONL with `messages` (the last assistant turn is the
@@ -57,6 +60,7 @@ def main(
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
+    from persona_vectors.captured_means import CapturedMeans, reader_of
     from persona_vectors.files import append_to_sidecar
     from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model
 
@@ -73,8 +77,10 @@ def main(
     _check_fit(columns, label, config.num_hidden_layers, config.hidden_size)
     samples = tokenize_rows(load_tokenizer(model_name), rows, file_path)
 
-    model, _tokenizer = load_model(model_name, dtype=dtype, device_map=device_map)
-    values = project_samples(model, samples, columns)
+    reader = reader_of(model_name, dtype, device_map)
+    captured = CapturedMeans([file_path], reader, (config.num_hidden_layers + 1, config.hidden_size))
+    load = functools.cache(lambda: load_model(model_name, dtype=dtype, device_map=device_map)[0])
+    values = project_samples(captured, load, samples, columns)
     write_rows(file_path, rows, values)
     append_to_sidecar(file_path, "projections", _record(model_name, dtype, vector_path_list, columns))
     _report(file_path, values, len(rows))
@@ -179,19 +185,26 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def project_samples(
-    model: Any, samples: Sequence[TokenizedSample], columns: Sequence[Column]
+    captured: CapturedMeans, load: Callable[[], Any], samples: Sequence[TokenizedSample], columns: Sequence[Column]
 ) -> dict[str, list[float | None]]:
-    """Column name -> one value a sample; None where a response has no tokens, or a cosine does not exist."""
+    """Column name -> one value a sample; None where a response has no tokens, or a cosine does not exist.
+
+    What was captured is taken from there; if anything else is needed, the model is loaded, and reads the rest.
+    """
     import math
 
-    from persona_vectors.activations import iter_mean_activations
+    from persona_vectors.captured_means import captured_or_read
     from persona_vectors.projection import PROJECTION_TYPES
 
     values: dict[str, list[float | None]] = {column.name: [None] * len(samples) for column in columns}
     spans = {column.name: PROJECTION_TYPES[column.kind][0] for column in columns}
     layers = sorted({column.layer for column in columns})
-    for wanted, rows in _jobs(samples, set(spans.values())):
-        batches = iter_mean_activations(model, [samples[row] for row in rows], layers, wanted, progress=True)
+    jobs = [(wanted, rows, [samples[row] for row in rows]) for wanted, rows in _jobs(samples, set(spans.values()))]
+    n_found = sum(len(captured.find(chosen, wanted)) for wanted, _rows, chosen in jobs)
+    for line in captured.said(n_found, len(samples)):
+        print(line)
+    for wanted, rows, chosen in jobs:
+        batches = captured_or_read(captured, load, chosen, layers, wanted, progress=True)
         for positions, means in batches:
             for column in columns:
                 if spans[column.name] not in wanted:

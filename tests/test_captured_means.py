@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import generate_vec
+from eval import cal_projection
 from persona_vectors import cli, models
 from persona_vectors.activations import SPANS, mean_activations
 from persona_vectors.captured_means import (
@@ -24,7 +25,7 @@ from persona_vectors.captured_means import (
 )
 from persona_vectors.files import read_sidecar
 from persona_vectors.tokens import TokenizedSample, tokenize_sample
-from persona_vectors.vectors import load_vectors
+from persona_vectors.vectors import load_vectors, save_vectors
 from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, word_tokenizer
 
 SHAPE = N_LAYERS + 1, D_MODEL
@@ -271,3 +272,24 @@ def test_other_number_types_are_read(argv, folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "0 of 8 answers' means" in printed and "another number type (float32; here bfloat16)" in printed
     assert read_sidecar(tmp_path / "vectors" / "evil_response_avg_diff.pt")["model"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("captured", [slice(None), slice(2)])
+def test_projections_are_the_same_and_need_no_model_where_all_was_captured(
+    captured, folder, tmp_path, capsys, monkeypatch
+):
+    save_vectors(tmp_path, "any", {"response_avg": torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))}, {})
+    responses("pos").to_csv(tmp_path / "read.csv", index=False)
+    responses("pos").to_csv(tmp_path / "pos.csv", index=False)
+    capture(tmp_path, "pos", folder, captured)
+    argv = ["--model_name", folder, "--vector_path_list", str(tmp_path / "any_response_avg_diff.pt")]
+    argv += ["--layer_list", "3", "1", "--projection_type", "proj", "prompt_last_proj", "cos_sim", "--file_path"]
+    assert cli.run(cal_projection.main, [*argv, str(tmp_path / "read.csv")]) == 0
+    assert "captured" not in capsys.readouterr().out
+    if captured == slice(None):
+        monkeypatch.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+    assert cli.run(cal_projection.main, [*argv, str(tmp_path / "pos.csv")]) == 0
+    assert f"{len(ANSWERS[captured])} of 4 answers' means were captured" in capsys.readouterr().out
+    read, taken = (pd.read_csv(tmp_path / name) for name in ("read.csv", "pos.csv"))
+    assert len(read.columns) == 6 + 6
+    pd.testing.assert_frame_equal(read, taken, rtol=1e-4)
