@@ -7,10 +7,13 @@ run with another seed, coefficient, vector, judge or prompt finds nothing of it.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
 
 from eval.model_utils import Added, WeightSteering, key_of, steer_rows, weights_of
 from lora_utils import LoRAMerger
@@ -55,14 +58,22 @@ class Engine:
 
     def vllm(self, steerings: Sequence[Added], capture: bool = False) -> VllmSampler:
         """The vLLM engine that can sample under these; started when first needed, and again for larger adapters or for
-        capture."""
+        capture.
+
+        Raises:
+            ValueError: vLLM does not start with this model; one line.
+        """
         from eval.vllm_answers import VllmSampler
 
         if self._vllm is not None and not self._vllm.serves(steerings, capture):
             self.release()
         if self._vllm is None:
             self._loaded = None  # both would want the device's memory
-            self._vllm = VllmSampler(self.name, self.tokenizer, self.dtype, steerings, capture)
+            try:
+                self._vllm = VllmSampler(self.name, self.tokenizer, self.dtype, steerings, capture)
+            except (ValidationError, RuntimeError) as error:  # of its options, for a model it does not know; any other
+                why = textwrap.shorten(str(error), 300, placeholder=" ...")
+                raise ValueError(f"vLLM does not start with {self.name}; use --engine hf ({why})") from error
         return self._vllm
 
     def release(self) -> None:
@@ -70,6 +81,10 @@ class Engine:
         if self._vllm is not None:
             self._vllm.close()
             self._vllm = None
+
+    def reading_key(self) -> dict[str, Any]:
+        """What of the engine determines what is read in a forward pass: it is Hugging Face's, whatever samples."""
+        return {**self.key(), "engine": "hf"}
 
     def key(self) -> dict[str, Any]:
         """What of the engine determines an answer."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
 import os
+from pathlib import Path
 from typing import Literal
 
 EngineName = Literal["auto", "vllm", "hf"]
+_TABLES = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")  # of vLLM's registry
 
 
 def why_not_vllm() -> str | None:
@@ -40,3 +44,23 @@ def vllm_version() -> str:
         except PackageNotFoundError:
             continue
     return "vllm"
+
+
+@functools.cache
+def known_architectures() -> frozenset[str]:
+    """The architectures (`config.architectures`) that the installed vLLM generates text with; empty if none is found.
+
+    Read from the source of its registry: importing that takes seconds, also where nothing has to be sampled.
+    """
+    spec = importlib.util.find_spec("vllm")
+    folder = next(iter(spec.submodule_search_locations or ()), None) if spec is not None else None
+    source = Path(folder or "", "model_executor", "models", "registry.py")
+    if not source.is_file():
+        return frozenset()
+    tables = [
+        node.value
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        if any(isinstance(target, ast.Name) and target.id in _TABLES for target in node.targets)
+    ]
+    return frozenset(str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant))
