@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from eval.finished_answers import Engine, answers_of
 from eval.finished_scores import scores_of
-from eval.model_utils import key_of, parts_of
-from eval.receipt import take_receipts
+from eval.model_utils import key_of
 from eval.select_layer_settings import Setting
 from eval.sweep_answers import rendered
+from eval.sweep_receipts import measure
 from judge import JudgeError, JudgeOptions, is_local_judge
 from persona_vectors import cli
 from persona_vectors.judging import failure_line
@@ -101,6 +101,7 @@ def score_settings(
             store=store,
             before_sampling=receipts.take,
         )
+        engine.release()  # the judge may want its memory
         items = list(zip([row.question for row in rows] * len(settings), texts, strict=True))
         trait, coherence = (
             _scores(questions[0], name, items, store, options).reshape(len(settings), len(rows))
@@ -148,22 +149,14 @@ class _Receipts:
 
     def take(self) -> None:
         """Measures every steering, prints what was seen, and stores it; a ValueError where one does something else."""
-        taken = take_receipts(
-            self.engine.model, self.engine.tokenizer, self.prompt, [setting.added for setting in self.settings]
-        )
-        found = iter(taken)
-        self.store.put_many(
-            {
-                key: [asdict(next(found)) for _ in parts_of(setting.added)]
-                for key, setting in zip(self.keys, self.settings, strict=True)
-            },
-            kind="receipts",
-            source=self.engine.name,
-        )
-        worst = max(receipt.relative_error for receipt in taken)
+        taken = measure(self.engine, self.prompt, [setting.added for setting in self.settings])
+        found = {key: [asdict(one) for one in own] for key, own in zip(self.keys, taken, strict=True)}
+        self.store.put_many(found, kind="receipts", source=self.engine.name)
+        every = [one for own in found.values() for one in own]
+        worst = max(one["relative_error"] for one in every)
         print(
             f"steering receipt: {len(self.settings)} steerings measured; each adds coef * vector at its layers and "
-            f"{taken[0].positions} positions within {worst:.1g} of what was asked, and nothing elsewhere",
+            f"{every[0]['positions']} positions within {worst:.1g} of what was asked, and nothing elsewhere",
             flush=True,
         )
 

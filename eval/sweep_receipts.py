@@ -9,14 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from eval.finished_answers import Engine
+from eval.model_utils import Added, parts_of, weights_of
 from eval.receipt import Receipt, take_receipts
 from eval.sweep import Setting, Study, short_name
 from eval.sweep_answers import rendered
 from eval.weight_receipt import WeightReceipt, take_weight_receipts
 from persona_vectors.store import Store, content_key
+
+
+def measure(engine: Engine, prompt: str, steerings: Sequence[Added]) -> list[list[Receipt | WeightReceipt]]:
+    """What each steering is seen to do in the engine that will sample: a receipt for each layer, and for each direction
+    of weights.
+
+    Directions of weights have none in vLLM, where what an adapter does to modules is not read: each is only seen to
+    change the next token's probabilities.
+
+    Raises:
+        ValueError: a steering that does something else than it says.
+    """
+    vectors = [added for added in steerings if parts_of(added)]
+    weights = [one for added in steerings for one in weights_of(added)]
+    if engine.kind == "vllm":
+        sampler = engine.vllm(steerings)
+        sampler.check_adapters(prompt, weights)
+        of_vectors, of_weights = sampler.receipts(prompt, vectors), []
+    else:
+        how = engine.model, engine.tokenizer, prompt
+        of_vectors = take_receipts(*how, vectors) if vectors else []
+        of_weights = take_weight_receipts(*how, weights)
+    assert len(of_vectors) == sum(len(parts_of(added)) for added in vectors)
+    layers, directions = iter(of_vectors), iter(of_weights)
+    return [[*islice(layers, len(parts_of(added))), *islice(directions, len(weights_of(added)))] for added in steerings]
 
 
 class Receipts:
@@ -40,21 +67,10 @@ class Receipts:
         """
         if not self.settings:
             return []
-        vectors = [one for one in self.settings if one.vector_steering is not None]
-        weights = [(one, one.weight_steering) for one in self.settings if one.weight_steering is not None]
-        found: list[Receipt | WeightReceipt] = []
-        if self.engine.kind == "vllm":  # its adapters have no receipt: what they do to modules is not read there
-            sampler = self.engine.vllm([one.steering for one in self.settings])
-            sampler.check_adapters(self.prompt, [steering for _, steering in weights])
-            found += sampler.receipts(self.prompt, [one.vector_steering for one in vectors])
-            measured = vectors
-        else:
-            how = self.engine.model, self.engine.tokenizer, self.prompt
-            found += take_receipts(*how, [one.vector_steering for one in vectors]) if vectors else []
-            found += take_weight_receipts(*how, [steering for _, steering in weights])
-            measured = [*vectors, *(one for one, _ in weights)]
+        found = measure(self.engine, self.prompt, [one.steering for one in self.settings])
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.known = {self.keys[id(s)]: asdict(own) | taken for s, own in zip(measured, found, strict=True)}
+        measured = [(setting, one) for setting, own in zip(self.settings, found, strict=True) for one in own]
+        self.known = {self.keys[id(setting)]: asdict(one) | taken for setting, one in measured}
         self.store.put_many(self.known, kind="receipt", source=self.engine.name)
         self.now = True
         return lines(self._named(self.settings))
