@@ -44,6 +44,7 @@ def main(
     overwrite: bool = False,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Compare steering by a vector (coef * v added at a layer) with steering by weights (W + coef * D).
 
@@ -78,6 +79,8 @@ def main(
         overwrite: start again: sample and judge anew, and replace what output_dir holds of another comparison.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples the answers: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of
+            this. Times, activations (analyze_spaces) and capability are Hugging Face's in any case.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.compare_settings import Asked, check

@@ -47,7 +47,8 @@ def main(
 
     The reference is the first model, unsteered: every other row has its difference to it, paired item by item, with a
     95% interval. What steering adds is measured first (a steering receipt), and a steering that does not do what it
-    says is not run. The table is written anew after each task.
+    says is not run. The table is written anew after each task. Everything is computed with Hugging Face: tasks read
+    log-likelihoods under hooks, and the probe's few short answers take less time than vLLM takes to start.
 
     Args:
         model: hub ids, model folders, adapter folders or training folders; the first is the reference.

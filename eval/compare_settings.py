@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from persona_vectors.weight_hooks import check_fits
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from persona_vectors.vllm_available import EngineName
 
 ACTIVATION, WEIGHTS = "activation", "lora"
 METHODS = (ACTIVATION, WEIGHTS)
@@ -48,6 +50,7 @@ class Asked:
     overwrite: bool
     dtype: str
     device_map: str
+    engine: EngineName
 
     def coefs(self, method: str) -> list[float]:
         """The method's coefficients, lowest first."""
@@ -83,6 +86,7 @@ class Checked:
 
 def check(asked: Asked) -> Checked:
     """The comparison's parts; a ValueError, one line, for a mistake that can be known without the model."""
+    from eval.engine_choice import settle_engine
     from eval.weight_settings import say_other_bases
     from judge import JudgeOptions, check_judge
     from lora_utils import as_direction
@@ -107,6 +111,8 @@ def check(asked: Asked) -> Checked:
     check_fits(asked.model, {asked.lora_diff_path: direction})
     say_other_bases(asked.model, {asked.lora_diff_path: direction})
     settings = settings_of(asked, name, vector, direction)
+    kind = settle_engine(asked.engine, [asked.model], asked.device_map, [setting.steering for setting in settings])
+    asked = replace(asked, engine=kind)
     record = _record(asked, questions, vector, direction)
     _refuse_other(asked, record)
     vectors = load_vectors(asked.activation_vector_path)
@@ -189,7 +195,7 @@ def _refuse_other(asked: Asked, record: Mapping[str, Any]) -> None:
     path = asked.folder / "comparison_results.csv"
     if asked.overwrite or not path.exists():
         return
-    before = read_sidecar(path).get("settings") or {}
+    before = {"engine": "hf", **(read_sidecar(path).get("settings") or {})}  # older files have no engine
     settings = record["settings"]
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise ValueError(

@@ -73,7 +73,8 @@ def compare(checked: Checked) -> Comparison:
     from persona_vectors.store import Store
 
     asked = checked.asked
-    engine = Engine(asked.model, asked.dtype, asked.device_map)
+    assert asked.engine != "auto", "`check` settles it"
+    engine = Engine(asked.model, asked.dtype, asked.device_map, kind=asked.engine)
     with Store() as store:
         behavior = compare_behavior_vs_coefficient(engine, store, checked)
     frontier = find_frontier(behavior.runs, checked.name, asked.min_coherence)

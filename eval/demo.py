@@ -42,6 +42,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "hf",
 ) -> None:
     """Find the vectors of some traits, steer with them beside random directions, and write output_dir/report.html.
 
@@ -69,6 +70,8 @@ def main(
         seed: seeds answers, random directions, folds and bootstraps.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples: hf (Hugging Face), vllm, or auto: vLLM where it is installed and can do all of this. Every
+            step starts vLLM anew, which takes longer than sampling so few answers of a small model.
     """
     started = time.monotonic()
     names = _check(model, judge_model, traits, output_dir, coefs, n_per_question, n_random, max_tokens)
@@ -77,6 +80,7 @@ def main(
     if prevention_coef is not None and not prevention_coef > 0:
         raise ValueError(f"--prevention_coef must be above 0, the vector is added in training; got {prevention_coef:g}")
     from eval.demo_steps import Run, study
+    from eval.engine_choice import settle_engine
 
     run = Run(
         model=model,
@@ -91,6 +95,7 @@ def main(
         seed=seed,
         dtype=dtype,
         device_map=device_map,
+        engine=settle_engine(engine, [model], device_map),
     )
 
     from transformers.utils.logging import disable_progress_bar

@@ -38,7 +38,7 @@ def finetuning(run: Run, trait: str, name: str, coef: float | None, steps: int |
         **{"config": str(paths["plain"]), "steered_config": str(paths["steered"])},
         **{"control_configs": [str(paths["random"])], "trait": trait, "judge_model": run.judge_model},
         **{"output_dir": str(run.folder / "prevention"), "posthoc_coefs": POSTHOC_COEFS},
-        **{key: getattr(run, key) for key in ("n_per_question", "max_tokens", "seed", "dtype", "device_map")},
+        **{key: getattr(run, key) for key in ("n_per_question", "max_tokens", "seed", "dtype", "device_map", "engine")},
     }
     run.commands.append(announce("python -m eval.prevention", prevention.main, **arguments))
     return prevention.compare(prevention.Asked(**arguments, posthoc_type="all", tasks=None))

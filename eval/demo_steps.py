@@ -32,6 +32,7 @@ class Run:
     seed: int
     dtype: str
     device_map: str
+    engine: str = "hf"
     commands: list[str] = field(default_factory=list)
 
     def call(self, command: str, main: Callable[..., None], **arguments: Any) -> None:
@@ -126,6 +127,7 @@ def _evaluate(run: Run, trait: str, path: Path, **arguments: Any) -> None:
         seed=run.seed,
         dtype=run.dtype,
         device_map=run.device_map,
+        engine=run.engine,
         **arguments,
     )
 

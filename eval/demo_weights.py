@@ -160,6 +160,7 @@ def _answers(run: Run, trait: str, name: str) -> tuple[dict[float, pd.DataFrame]
         seed=run.seed,
         dtype=run.dtype,
         device_map=run.device_map,
+        engine=run.engine,
     )
     parts = {
         (float(coef), str(control)): rows.reset_index(drop=True)

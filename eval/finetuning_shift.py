@@ -41,6 +41,7 @@ class Asked:
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
 
 
 def main(
@@ -58,6 +59,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Correlate how far finetuning moved models along traits' vectors with how much of the traits they show.
 
@@ -85,6 +87,8 @@ def main(
         seed: seeds every answer's own random stream, and the bootstrap.
         dtype: numbers the models compute in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of this; one
+            for all models. Activations are read with Hugging Face in any case.
     """
     comparison = compare(Asked(**locals()))
     from eval.finetuning_shift_findings import overview, sentences
@@ -108,14 +112,17 @@ def compare(asked: Asked) -> Comparison:
         ValueError: one line, before any model is loaded, for whatever can be known to be wrong.
     """
     finetunes, questions, vectors = check(asked)
+    from eval.engine_choice import settle_engine
     from eval.finetuning_shift_measure import Sampling, measure
     from eval.finetuning_shift_page import write_results
     from eval.finetuning_shift_rows import Comparison, correlated
     from persona_vectors.store import Store
 
-    how = Sampling(asked.n_per_question, asked.max_tokens, asked.seed, asked.dtype, asked.device_map)
+    names = [asked.base, *(one.name for one in finetunes)]
+    kind = settle_engine(asked.engine, names, asked.device_map)
+    asked = replace(asked, engine=kind)
+    how = Sampling(asked.n_per_question, asked.max_tokens, asked.seed, asked.dtype, asked.device_map, kind)
     with Store() as store:
-        names = [asked.base, *(one.name for one in finetunes)]
         measured = measure(names, questions, asked.layer, how, store)
     found = Comparison(
         base=asked.base,

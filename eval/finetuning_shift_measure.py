@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Sampling:
     seed: int
     dtype: str
     device_map: str
+    engine: Literal["vllm", "hf"] = "hf"
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def measure(
     means: list[dict[tuple[str, str], Tensor]] = []
     for number, name in enumerate(names, 1):
         print(f"[{number} of {len(names)}] {name}", flush=True)
-        engine = Engine(name, how.dtype, how.device_map)
+        engine = Engine(name, how.dtype, how.device_map, kind=how.engine)
         answered.append(_sample(engine, rows, questions, how, store))
+        engine.release()  # before the same model reads, or the next one starts
         means.append(_means(engine, answered[-1], layers, store))
         del engine
         gc.collect()  # of this model, before the next is loaded
@@ -136,7 +138,8 @@ def _mean(
     """The mean over samples of each sample's mean over the span, at each layer; answers without text are left out."""
     pairs = [list(pair) for pair in zip(prompts, answers, strict=True)]
     keys = {
-        layer: content_key("mean_activation", **engine.key(), samples=pairs, span=span, layer=layer) for layer in layers
+        layer: content_key("mean_activation", **engine.reading_key(), samples=pairs, span=span, layer=layer)
+        for layer in layers
     }
     known = store.get_many(list(keys.values()))
     if todo := [layer for layer, key in keys.items() if key not in known]:

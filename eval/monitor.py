@@ -43,6 +43,7 @@ class Asked:
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
 
 
 def main(
@@ -61,6 +62,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Correlate the projection of the last prompt token on a trait's vector with the score of the answers that follow.
 
@@ -88,6 +90,8 @@ def main(
         seed: seeds every answer's own random stream, the order of examples, random directions and bootstrap.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of this.
+            Activations are read with Hugging Face in any case.
     """
     study = monitor(Asked(**locals()))
     from eval.monitor_findings import sentences
@@ -110,6 +114,10 @@ def monitor(asked: Asked) -> Study:
     Raises:
         ValueError: one line, before any weights are read, for whatever can be known to be wrong.
     """
+    from eval.engine_choice import settle_engine
+
+    kind = settle_engine(asked.engine, [asked.model], asked.device_map)
+    asked = replace(asked, engine=kind)
     questions, vectors, conditions, files = check(asked)
     from eval.finished_answers import Engine
     from eval.monitor_conditions import check_room, prompts_of
@@ -118,7 +126,7 @@ def monitor(asked: Asked) -> Study:
     from eval.monitor_rows import Study, find
     from persona_vectors.store import Store
 
-    engine = Engine(asked.model, asked.dtype, asked.device_map)
+    engine = Engine(asked.model, asked.dtype, asked.device_map, kind=kind)
     texts = {question.id: question.paraphrases[0] for question in questions}
     prompts = prompts_of(engine.tokenizer, conditions, texts)
     context = check_room(prompts, asked.model)

@@ -160,7 +160,6 @@ def monitor_points(
         prompts: those of `prompts_of`, where they have been made.
     """
     prompts = list(prompts or prompts_of(engine.tokenizer, conditions, questions))
-    activations = read_prompts(engine, [prompt.text for prompt in prompts], layers, store, progress=progress)
     asked = [prompt for prompt in prompts for _ in range(n_per_question)]
     texts = answers_of(
         engine,
@@ -176,6 +175,8 @@ def monitor_points(
         store=store,
         progress=progress,
     )
+    engine.release()  # before the same model reads, and the judge scores: vLLM is started once
+    activations = read_prompts(engine, [prompt.text for prompt in prompts], layers, store, progress=progress)
     pairs = [(prompt.question, text) for prompt, text in zip(asked, texts, strict=True)]
     shape = (len(prompts), n_per_question)
     scores = {
@@ -189,7 +190,7 @@ def read_prompts(
     engine: Engine, texts: Sequence[str], layers: Sequence[int], store: Store, *, progress: bool = True
 ) -> dict[int, Float[Tensor, "n d_model"]]:
     """Layer -> the activation at each prompt's last token, float32, from the store where it was read before."""
-    shared = engine.key()
+    shared = engine.reading_key()
     keys = {
         (layer, text): content_key("prompt_last", **shared, prompt=text, layer=layer)
         for layer in layers

@@ -9,7 +9,7 @@ It reads and does not train: `python training.py CONFIG` makes each model first.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +40,7 @@ class Asked:
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
 
 
 def main(
@@ -57,6 +58,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
 ) -> None:
     """Compare finetuned models on a trait's eval questions: plain, steered in training, controls, steered afterwards.
 
@@ -84,6 +86,8 @@ def main(
         seed: seeds every row's own random stream.
         dtype: numbers the models compute in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of this; one
+            for all models. Capability is Hugging Face's in any case.
     """
     comparison = compare(Asked(**locals()))
     from eval.prevention_findings import sentences
@@ -104,9 +108,12 @@ def compare(asked: Asked) -> Comparison:
         ValueError: one line, before any model is loaded, for whatever can be known to be wrong.
     """
     plain, steered, controls, name = check(asked)
+    from eval.engine_choice import settle_engine
     from eval.prevention_models import capability_of, sample_all
     from eval.prevention_page import write_page
 
+    models = [plain.config.model, *(run.folder for run in (plain, steered, *controls))]
+    asked = replace(asked, engine=settle_engine(asked.engine, models, asked.device_map))
     sampled = sample_all(asked, plain, steered, controls, name)
     comparison = _comparison(asked, plain, sampled, capability_of(asked, sampled), name)
     comparison = _with_notes(comparison, asked, plain, steered, controls)
@@ -155,8 +162,6 @@ def _check_tasks(asked: Asked, model: str) -> None:
 
 
 def _comparison(asked: Asked, plain: Trained, sampled: Sampled, capability: dict, name: str) -> Comparison:
-    from dataclasses import replace
-
     from eval.prevention_rows import Comparison
 
     return Comparison(
@@ -175,8 +180,6 @@ def _with_notes(
     comparison: Comparison, asked: Asked, plain: Trained, steered: Trained, controls: list[Trained]
 ) -> Comparison:
     """The same with what a reader must know about its runs."""
-    from dataclasses import replace
-
     from eval.prevention_runs import other_settings
 
     notes = [*comparison.notes, *other_settings(plain, [steered, *controls])]

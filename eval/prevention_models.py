@@ -114,7 +114,7 @@ def _answers(
     return {float(str(coef)): rows.reset_index(drop=True) for coef, rows in parts}
 
 
-_SAME = ("trait", "judge_model", "n_per_question", "max_tokens", "seed", "dtype", "device_map")
+_SAME = ("trait", "judge_model", "n_per_question", "max_tokens", "seed", "dtype", "device_map", "engine")
 
 
 def tasks_of(tasks: Sequence[str] | None, model: str) -> list[str]:

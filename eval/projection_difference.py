@@ -10,7 +10,7 @@ The projection difference of arXiv 2507.21509, section 6.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,7 @@ class Asked:
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
     overwrite: bool
 
 
@@ -65,6 +66,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
     overwrite: bool = False,
 ) -> None:
     """Project every row of training data on persona vectors, against the model's own answers, and compare data sets.
@@ -96,6 +98,8 @@ def main(
         seed: seeds every own answer's random stream, the drawn rows, random directions and bootstrap.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples own answers: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of
+            this. Activations are read with Hugging Face in any case.
         overwrite: replace what an earlier run wrote to output_dir; finished own answers are kept all the same.
     """
     study = compare(Asked(**locals()))
@@ -122,6 +126,12 @@ def compare(asked: Asked) -> Study:
     Raises:
         ValueError: one line, before any model is loaded, for whatever can be known to be wrong.
     """
+    from eval.engine_choice import settle_engine
+    from eval.row_sums import needs_own
+
+    samples = any(map(needs_own, asked.kinds))
+    kind = settle_engine(asked.engine, [asked.model], asked.device_map) if samples else "hf"
+    asked = replace(asked, engine=kind)
     data_sets, columns, scores = check(asked)
     from eval.finished_answers import Engine
     from eval.projection_difference_page import write_results
@@ -130,7 +140,7 @@ def compare(asked: Asked) -> Study:
     from eval.row_projections import OwnAnswers, read
     from persona_vectors.store import Store
 
-    engine = Engine(asked.model, asked.dtype, asked.device_map)
+    engine = Engine(asked.model, asked.dtype, asked.device_map, kind=kind)
     own = OwnAnswers(asked.max_tokens, asked.n_base, 1.0, asked.seed)
     rows = [row for one in data_sets for row in one.drawn()]
     groups = [number for number, one in enumerate(data_sets) for _ in one.chosen]
@@ -178,7 +188,7 @@ def _same_settings(asked: Asked, table: Path) -> bool:
     from persona_vectors.files import read_sidecar
 
     before = read_sidecar(table).get("settings", {})
-    return {**before, "overwrite": False} == {**asdict(asked), "overwrite": False}
+    return {"engine": "hf", **before, "overwrite": False} == {**asdict(asked), "overwrite": False}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from persona_vectors.store import Store
 
 __all__ = ["EMPTY", "KINDS", "LONG", "NO_BASE", "Column", "DataRow", "OwnAnswers", "Reading", "load_columns"]
-__all__ += ["mean_change", "own_answers", "read", "read_rows", "row_values"]
+__all__ += ["Sampled", "mean_change", "own_answers", "read", "read_rows", "read_sampled", "row_values", "sample_rows"]
 
 KINDS = tuple(TERMS)
 Key = tuple[str, str]
@@ -85,6 +85,19 @@ class Reading:
     changes: dict[tuple[str, int], Float[Tensor, "n_groups d_model"]]
     left_out: list[str | None]
     own_answers: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rows that can be read: `given` are their answers, `texts` the model's own to the rows that are not left out."""
+
+    columns: Sequence[Column]
+    kinds: tuple[str, ...]
+    layers: Sequence[int]
+    prompts: list[str]
+    given: list[Answer]
+    left_out: list[str | None]
+    texts: dict[int, list[str]]
 
 
 def load_columns(model: str, vector_paths: Sequence[str], layers: Sequence[int]) -> list[Column]:
@@ -168,7 +181,8 @@ def read(
 ) -> Reading:
     """Values of all kinds on all columns for each row, and the mean changes of groups of rows.
 
-    Weights are read when everything has been checked, and an interrupted run samples only what is missing.
+    Weights are read when everything has been checked, and an interrupted run samples only what is missing. Several
+    files that are read one after the other are sampled first (`sample_rows`, then `read_sampled`).
 
     Args:
         groups: the group of each row, 0, 1, ...; one group by default.
@@ -179,6 +193,25 @@ def read(
         ValueError: an unknown kind, a column that the model does not have, rows that are too long (named), or no row
             with an answer.
     """
+    ready = sample_rows(
+        engine, rows, columns, kinds, own, store=store, layers=layers, skip_long=skip_long, progress=progress
+    )
+    return read_sampled(engine, ready, groups=groups, progress=progress)
+
+
+def sample_rows(
+    engine: Engine,
+    rows: Sequence[DataRow],
+    columns: Sequence[Column],
+    kinds: Sequence[str],
+    own: OwnAnswers,
+    *,
+    store: Store,
+    layers: Sequence[int] = (),
+    skip_long: bool = False,
+    progress: bool = True,
+) -> Sampled:
+    """The first half of `read`: what was asked for checked, and the model's own answers where a kind needs them."""
     kinds, layers = tuple(dict.fromkeys(kinds)), sorted({*layers, *(column.layer for column in columns)})
     _check_asked(engine.name, rows, columns, kinds, layers)
     prompts = [_rendered(engine, row) for row in rows]
@@ -189,16 +222,25 @@ def read(
         there = [i for i, reason in enumerate(left_out) if reason is None]
         sampled = own_answers(engine, [rows[i] for i in there], own, store=store, progress=progress)
         texts = dict(zip(there, sampled, strict=True))
-    answers = _to_read(engine, prompts, given, left_out, texts, kinds)
+    return Sampled(columns, kinds, layers, prompts, given, left_out, texts)
+
+
+def read_sampled(
+    engine: Engine, ready: Sampled, *, groups: Sequence[int] | None = None, progress: bool = True
+) -> Reading:
+    """The second half of `read`: one pass of Hugging Face's model over the rows."""
+    columns, kinds, layers, texts, left_out = ready.columns, ready.kinds, ready.layers, ready.texts, ready.left_out
+    answers = _to_read(engine, ready.prompts, ready.given, left_out, texts, kinds)
     if any(map(needs_own, kinds)):
         with_own = {answer.row for answer in answers if answer.is_own}
         left_out = [reason or (None if i in with_own else NO_BASE) for i, reason in enumerate(left_out)]
     none = torch.empty(0, load_config(engine.name).hidden_size)
     vectors = {layer: torch.cat([none, *(c.vector[None] for c in columns if c.layer == layer)]) for layer in layers}
     has = {kind: np.array([_has(kind, reason) for reason in left_out]) for kind in kinds}
-    groups = [0] * len(rows) if groups is None else groups
+    n_rows = len(ready.prompts)
+    groups = [0] * n_rows if groups is None else groups
     sums = sums_of(engine.model, answers, vectors, has, groups, progress=progress)
-    own_texts = [texts.get(i, []) for i in range(len(rows))]
+    own_texts = [texts.get(i, []) for i in range(n_rows)]
     return Reading(_listed(sums, columns, kinds), sums.changes, left_out, own_texts)
 
 

@@ -10,7 +10,7 @@ Sample-level screening by the projection difference of arXiv 2507.21509.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +54,7 @@ class Asked:
     max_requests_per_minute: int | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
     overwrite: bool
 
 
@@ -84,6 +85,7 @@ def main(
     max_requests_per_minute: int | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
     overwrite: bool = False,
 ) -> None:
     """Rank, filter or split a JSONL of training rows by how far each lies along a trait's vector.
@@ -128,6 +130,8 @@ def main(
         max_requests_per_minute: judge calls sent in a minute at most.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples own answers: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of
+            this. Activations are read with Hugging Face in any case.
         overwrite: replace files of rows that an earlier run wrote with other settings.
     """
     screen, written = run(Asked(**locals()))
@@ -151,13 +155,18 @@ def run(asked: Asked) -> tuple[Screen, list[Path]]:
         ValueError: one line, before any model is loaded, for whatever can be known to be wrong.
         Unfinished: judge calls that failed; what was scored is kept, and nothing is written.
     """
+    from eval.engine_choice import settle_engine
     from eval.screen_check import check, inputs_record, level_paths
     from eval.screen_files import left_over, planned, write_screen
     from eval.screen_result import ranked
     from eval.screen_rows import file_key
 
+    kind = "hf"
+    if asked.model is not None and "delta_p" in asked.by:  # nothing else samples
+        kind = settle_engine(asked.engine, [asked.model], asked.device_map)
+    asked = replace(asked, engine=kind)
     criteria, judge, files, settings = check(asked)
-    measured = _measure(asked, criteria, judge, files)
+    measured = _measure(asked, kind, criteria, judge, files)
     data = measured[file_key(asked.file_path)]
     reference = measured[file_key(asked.reference)] if asked.reference else None
     levels = {name: measured[file_key(path)] for name, path in level_paths(asked.compare).items()}
@@ -183,7 +192,11 @@ def run(asked: Asked) -> tuple[Screen, list[Path]]:
 
 
 def _measure(
-    asked: Asked, criteria: Sequence[Criterion], judge: Judge | None, files: Mapping[str, list[DataRow]]
+    asked: Asked,
+    kind: Literal["vllm", "hf"],
+    criteria: Sequence[Criterion],
+    judge: Judge | None,
+    files: Mapping[str, list[DataRow]],
 ) -> dict[str, Measured]:
     """File -> its rows with every criterion's value. The judge comes last: what it costs is asked for once."""
     from eval.finished_answers import Engine
@@ -197,7 +210,7 @@ def _measure(
     parts = []
     with Store() as store:
         if asked.model is not None and any(one.column is not None for one in criteria):
-            engine = Engine(asked.model, asked.dtype, asked.device_map)
+            engine = Engine(asked.model, asked.dtype, asked.device_map, kind=kind)
             own = OwnAnswers(asked.max_tokens, asked.n_base, seed=asked.seed)
             parts.append(project_rows(engine, files, levels, criteria, own, store=store, seed=asked.seed))
         if judge is not None:

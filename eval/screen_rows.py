@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.data_rows import DataRow, read_rows
-from eval.row_projections import EMPTY, Column, OwnAnswers, read
+from eval.row_projections import EMPTY, Column, OwnAnswers, read_sampled, sample_rows
 from eval.screen_auc import N_RANDOM
 from eval.screen_rule import Values
 from persona_vectors.statistics import random_directions
@@ -110,7 +110,8 @@ def project_rows(
 ) -> dict[str, Measured]:
     """File -> its rows with their projections; of levels also on random directions.
 
-    Levels are read in a pass of their own, because nobody needs all rows on 200 directions.
+    Levels are read in a pass of their own, because nobody needs all rows on 200 directions. What has to be sampled is
+    sampled before both.
 
     Raises:
         ValueError: what `row_projections.read` refuses.
@@ -118,12 +119,15 @@ def project_rows(
     columns = list({c.column.name: c.column for c in criteria if c.column is not None}.values())
     kinds = list(dict.fromkeys(c.kind for c in criteria if c.column is not None))
     found: dict[str, Measured] = {}
+    ready = []
     for keys in ([key for key in files if key not in levels], [key for key in files if key in levels]):
-        if not keys:
-            continue
-        controls = _random_columns(columns, seed) if keys[0] in levels else []
-        rows = [row for key in keys for row in files[key]]
-        reading = read(engine, rows, [*columns, *controls], kinds, own, store=store, skip_long=True)
+        if keys:
+            controls = _random_columns(columns, seed) if keys[0] in levels else []
+            rows = [row for key in keys for row in files[key]]
+            sampled = sample_rows(engine, rows, [*columns, *controls], kinds, own, store=store, skip_long=True)
+            ready.append((keys, controls, sampled))
+    for keys, controls, sampled in ready:
+        reading = read_sampled(engine, sampled)
         start = 0
         for key in keys:
             part = slice(start, start + len(files[key]))

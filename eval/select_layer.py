@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +40,7 @@ class Asked:
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device_map: str
+    engine: Literal["auto", "vllm", "hf"]
     max_concurrent_judges: int
     judge_mode: Literal["auto", "logprobs", "text"]
     write_sidecar: bool
@@ -62,6 +63,7 @@ def main(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device_map: str = "auto",
+    engine: Literal["auto", "vllm", "hf"] = "auto",
     max_concurrent_judges: int = 100,
     judge_mode: Literal["auto", "logprobs", "text"] = "auto",
     write_sidecar: bool = True,
@@ -97,6 +99,7 @@ def main(
         seed: seeds every row's own random stream, the halves of the questions, the random directions and the bootstrap.
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
+        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed and can do all of this.
         max_concurrent_judges: judge calls in flight at once.
         judge_mode: how an API judge is asked: log-probabilities, or text where a provider has none.
         write_sidecar: write the recommendation into the vector's sidecar; --nowrite_sidecar leaves the sidecar alone.
@@ -119,6 +122,10 @@ def find(asked: Asked) -> tuple[str, Selection, list[str]]:
     Raises:
         ValueError: one line, before the model is loaded, for whatever can be known to be wrong.
     """
+    from eval.engine_choice import settle_engine
+
+    kind = settle_engine(asked.engine, [asked.model], asked.device_map)
+    asked = replace(asked, engine=kind)
     name, questions, settings, options = check(asked)
     from eval.finished_answers import Engine
     from eval.select_layer_answers import score_settings
@@ -127,7 +134,7 @@ def find(asked: Asked) -> tuple[str, Selection, list[str]]:
     from eval.select_layer_report import notes_of, remember
 
     scored = score_settings(
-        Engine(asked.model, asked.dtype, asked.device_map),
+        Engine(asked.model, asked.dtype, asked.device_map, kind=kind),
         questions,
         settings,
         n_per_question=asked.n_per_question,

@@ -234,6 +234,7 @@ def test_a_second_comparison_leaves_its_own_tables_alone_in_the_folder(done, fil
         ({"lora_diff_path": "deep"}, "4 of 6 modules"),
         ({"trait": "nosuch"}, "nosuch"),
         ({"judge_model": "gpt-4.1-mini"}, "OPENAI_API_KEY"),
+        ({"engine": "vllm"}, "--engine vllm: vLLM is not installed"),
     ],
 )
 def test_a_mistake_is_one_line_before_a_model_is_loaded(

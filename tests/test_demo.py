@@ -222,6 +222,7 @@ def test_a_second_run_samples_nothing_and_says_the_same(finished, monkeypatch, c
         (["--prevention_coef", "-1"], "--prevention_coef"),
         (["--model", "models/none"], "models/none"),
         (["--judge_model", "models/none"], "models/none"),
+        (["--engine", "vllm"], "--engine vllm: vLLM is not installed"),
     ],
 )
 def test_bad_arguments_are_one_line_before_anything_runs(argv, message, tmp_path, capsys, monkeypatch):

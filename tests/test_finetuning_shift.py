@@ -544,6 +544,7 @@ def test_mistakes_in_arguments(wrong, place):
     assert "2 traits need {trait} in --vector_path" in wrong(vector_path=f"{place}/evil.pt")
     assert "is not a regular expression" in wrong(group_pattern="(")
     assert "finds nothing in" in wrong(group_pattern="evil_(.)")
+    assert "--engine vllm: vLLM is not installed" in wrong(engine="vllm")
 
 
 def test_vectors_that_do_not_fit(wrong, place):

@@ -559,6 +559,7 @@ BAD = {
     "prompts longer than the context": ({"shots_path": "{work}/long.csv"}, "(4 examples) leave no room"),
     "no answers": ({"n_per_question": "0"}, "must be at least 1"),
     "a judge that is not there": ({"judge_model": "./nothing"}, "./nothing"),
+    "an engine that is not here": ({"engine": "vllm"}, "--engine vllm: vLLM is not installed"),
     "an output that is a file": ({"output_dir": "{work}/pos.csv"}, "is a file"),
 }
 

@@ -165,6 +165,7 @@ def test_mistakes_are_one_line_before_anything_runs(wrong, place):
     assert "at least 1" in wrong(max_tokens="0")
     assert "judge" in wrong(judge_model="models/nothing")
     assert "--posthoc_coef" in wrong(posthoc_coef="1")
+    assert "--engine vllm: vLLM is not installed" in wrong(engine="vllm")
 
 
 def disguised(place: Path, name: str, like: str, **changes) -> str:

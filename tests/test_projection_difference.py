@@ -258,6 +258,7 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(wrong, place, tmp_path):
     for name in ("n_base", "max_tokens", "n_rows"):
         assert "must be at least 1" in wrong(**{name: "0"})
     assert "--seed" in wrong(seed="-1")
+    assert "--engine vllm: vLLM is not installed" in wrong(engine="vllm")
 
 
 def test_an_output_that_is_there_is_kept(finished, place, tiny_persona, capsys):

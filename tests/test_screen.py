@@ -377,6 +377,7 @@ def test_without_a_mistake_the_model_is_reached(refused):
         ({"vector_path": "wide.pt"}, "(5, 8)"),
         ({"vector_path": "absent.pt"}, "absent.pt does not exist"),
         ({"model": "./absent"}, "./absent"),
+        ({"engine": "vllm"}, "--engine vllm: vLLM is not installed"),
         ({"by": "judge", "judge_model": "./absent", "trait": "evil"}, "--vector_path, --layer given, but --by judge"),
         ({"by": "raw judge", "threshold": "1 1"}, "--by judge needs --judge_model and --trait"),
         ({"trait": "evil"}, "--judge_model and --trait are for --by judge"),

@@ -541,6 +541,7 @@ def test_where_nothing_is_coherent_it_says_so_and_leaves_the_sidecar_alone_if_as
         ({"vector_path": "{here}/foreign/impolite_response_avg_diff.pt"}, "made from another model (x)"),
         ({"vector_path": "{here}/wide/impolite_response_avg_diff.pt"}, "width 8"),
         ({"judge_model": "./absent"}, "does not exist"),
+        ({"engine": "vllm"}, "--engine vllm: vLLM is not installed"),
         ({"model": "./absent"}, "does not exist"),
         ({"output_dir": "{here}/impolite.json"}, "is a file"),
         ({"layer": "3"}, "unknown argument --layer"),
