@@ -87,12 +87,11 @@ def main(
         n_random: random directions for each direction.
         min_coherence (0-100): the highest trait is looked for among settings with this mean coherence or more.
         engine: what samples: vllm (directions become exactly rescaled adapters in one batch, whatever --mode says), hf
-            (Hugging Face), or auto: vLLM where it is installed.
+            (Hugging Face), or auto: vLLM where it is installed and can do all of this.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
-    from persona_vectors.vllm_available import choose_engine
-
-    kind = arguments["engine"] = choose_engine(engine)
+    from eval.engine_choice import settle_engine
+    from eval.model_utils import WeightSteering
     from eval.sweep import check_numbers, check_once, check_placeholder, check_system_prompt, several
     from eval.sweep_files import check_outputs, refuse_other_settings, sidecar_records
     from eval.weight_settings import crosstalk_lines, crosstalk_of, read_directions, together
@@ -114,6 +113,8 @@ def main(
     judge = JudgeOptions(max_concurrent=max_concurrent_judges)
     single = read_directions(model, paths)
     acting = together(single, compose_shares) if compose else single
+    added = [WeightSteering(direction, coef) for direction in acting.values() for coef in coefs if coef]
+    kind = arguments["engine"] = settle_engine(engine, [model], device_map, added)
     studies = [_study(arguments, name, acting) for name in traits]
     check_judge(judge_model, judge)
     check_once("trait", [study.trait for study in studies])
