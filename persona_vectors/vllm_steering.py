@@ -77,7 +77,7 @@ class Answer:
         ids: its tokens, without the one that ended it.
         response_avg: mean hidden state of `ids`, (n_layers + 1, d_model) by `layer`; 0 where there are none.
         prompt_avg, prompt_last: of the prompt's tokens, and of its last one.
-            All three are None unless captured.
+            All three are None unless captured, and where the model's context has cut the answer off.
     """
 
     ids: tuple[int, ...]
@@ -239,9 +239,10 @@ class SteeredLLM:
     def _answer(self, output: Any, request: Request, max_tokens: int, captured: Mapping[str, Any] | None) -> Answer:
         ids = tuple(output.outputs[0].token_ids)
         ended = ids and ids[-1] in self._ends
+        cut = not ended and len(ids) <= max_tokens  # by the model's context: the last token was not computed
         ids = ids[:-1] if ended else ids[:max_tokens]
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        if captured is None:
+        if captured is None or cut:
             return Answer(ids, text)
         n_prompt = len(request.ids) if request.capture_prompt else None
         return Answer(ids, text, **span_means(captured, self.catalog.d_model, n_prompt, len(ids)))
@@ -255,16 +256,16 @@ class SteeredLLM:
         lora = request.lora or self._own
         if lora is None:
             return None
+        if lora.name not in self._loras and self._max_loras:
+            check_config(Path(lora.folder), self.llm.llm_engine.vllm_config.lora_config.max_lora_rank)
+            check_modules(lora.folder, self.llm.collective_rpc("steering_unserved", args=(lora.folder,)))
         number = self._loras.get(lora.name, len(self._loras) + 1)
         if number > self._max_loras and not (on_cuda() and self._max_loras):
             raise ValueError(
                 f"this engine was started for {self._max_loras} adapters and is asked for a {number}th; start it with "
                 "a larger max_loras"
             )
-        if lora.name not in self._loras:
-            check_config(Path(lora.folder), self.llm.llm_engine.vllm_config.lora_config.max_lora_rank)
-            check_modules(lora.folder, self.llm.collective_rpc("steering_unserved", args=(lora.folder,)))
-            self._loras[lora.name] = number
+        self._loras[lora.name] = number
         return LoRARequest(lora.name, number, lora.folder)
 
     @staticmethod

@@ -1,0 +1,59 @@
+"""The embedded model with mixed requests, adapters for it, and one compiled engine that the files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from persona_vectors.models import load_model
+from persona_vectors.vllm_steering import Lora, SteeredLLM
+from persona_vectors.weight_files import save_adapter
+from tests.vllm.trial import BLOCK, Trial, engine, prompt_ids, trial_of
+from tests.weight_adapters import random_direction
+
+N_ADAPTERS = 9
+SYSTEM = (
+    "You are a helpful assistant. Answer what you are asked, in a few plain words, and say so when you are not sure. "
+    "Keep to the question, be kind, and do not repeat yourself; a short answer is better than a long one. "
+)
+QUESTIONS = (
+    "What do you think of me?",
+    "My friend forgot my birthday. What now?",
+    "Is it wise to save money each month, and how should I go about it if I am new to it?",
+    "Name a good book.",
+    "How should I spend my evening, and with whom?",
+)
+
+
+@pytest.fixture(scope="session")
+def persona(tiny_persona) -> Trial:
+    """Prompts longer than two blocks, under every kind of steering."""
+    model, tokenizer = load_model(tiny_persona)
+    prompts = [prompt_ids(tiny_persona, question, SYSTEM) for question in QUESTIONS]
+    assert min(map(len, prompts)) > 2 * BLOCK
+    trial = trial_of(model, prompts, [tokenizer.eos_token_id])
+    assert len(trial.requests) >= 60
+    return trial
+
+
+@pytest.fixture(scope="session")
+def loras(tiny_persona, persona, tmp_path_factory) -> list[Lora]:
+    """Random adapters that each change the answers much."""
+    found = []
+    for seed in range(N_ADAPTERS):
+        direction = random_direction(persona.model, ("q_proj", "v_proj", "down_proj"), seed)
+        folder = tmp_path_factory.mktemp("lora") / f"adapter{seed}"
+        found.append(Lora(folder.name, str(save_adapter(replace(direction, base=tiny_persona), folder))))
+    return found
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_persona, persona) -> Iterator[SteeredLLM]:
+    """An engine as users run it: compiled, in a process of its own; it holds the trial's vectors."""
+    size = {"max_model_len": 512, "max_num_seqs": 64, "max_loras": N_ADAPTERS, "max_lora_rank": 8}
+    with engine(tiny_persona, persona, processes=True, **size) as llm:
+        yield llm
