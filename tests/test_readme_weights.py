@@ -30,7 +30,7 @@ def test_commands_of_weights_run_in_order(checkout):
     few_steps(checkout, 20)
     vector_of_rows(checkout)
     commands = [command for command in COMMANDS if is_of_weights(command)]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         run_command(command, checkout)
     folder = checkout / "persona_loras" / "tiny-persona" / "evil"
