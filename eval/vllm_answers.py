@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from eval.model_utils import Added, Steering, parts_of, weights_of
 from eval.receipt import Receipt
@@ -107,18 +108,17 @@ class VllmSampler:
         shown = tqdm(total=len(requests), desc="sampling (vLLM)", unit="answer", disable=not progress)
         with shown as bar, Outbox(hand_on) as outbox:
             for row, answer in self.llm.stream(requests, max_tokens=max_tokens, temperature=temperature):
-                if on_means is not None and _is_plain(requests[row]):
-                    captured[row] = self._captured(requests[row], answer)
+                if on_means is not None and _is_plain(requests[row]) and answer.response_avg is not None:
+                    captured[row] = self._captured(requests[row], answer, answer.response_avg)
                 outbox.put({row: answer.text})
                 bar.update()
 
-    def _captured(self, request: Request, answer: Answer) -> CapturedAnswer:
-        assert answer.response_avg is not None, "the engine was started without capture"
+    def _captured(self, request: Request, answer: Answer, response_avg: Tensor) -> CapturedAnswer:
         prompt = None
         if answer.prompt_avg is not None and answer.prompt_last is not None:
             prompt = answer.prompt_avg, answer.prompt_last
         sample = TokenizedSample((*request.ids, *answer.ids), len(request.ids))
-        return CapturedAnswer(self.reader, sample, answer.response_avg, prompt)
+        return CapturedAnswer(self.reader, sample, response_avg, prompt)
 
     def receipts(self, prompt: str, steerings: Sequence[Added]) -> list[Receipt]:
         """A receipt for each steering by vectors, of several together one a layer; measured inside the engine.

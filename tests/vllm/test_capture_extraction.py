@@ -109,6 +109,10 @@ def test_prompts_from_the_cache_and_aborted_requests(monkeypatch):
         for answer in found.values():
             assert answer.ids == whole.ids and answer.prompt_avg is None
             torch.testing.assert_close(answer.response_avg, whole.response_avg, rtol=1e-4, atol=1e-4)
+        room = 256 - len(ids)  # the last token of an answer that fills it is never computed
+        for n_tokens, has_means in ((room - 1, True), (room, False)):
+            [(_, long)] = llm.stream([first], max_tokens=n_tokens, min_tokens=n_tokens + 1)
+            assert len(long.ids) == n_tokens and (long.response_avg is not None) == has_means
         stream = llm.stream([first, *rest], max_tokens=100, min_tokens=100)
         next(stream)
         stream.close()
