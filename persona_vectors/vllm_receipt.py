@@ -43,7 +43,8 @@ class Measured:
         prefill, decode: what was seen of it, along what was asked for; 0 where those tokens are not steered.
         relative_error: the largest |seen - asked| / |asked| of a steered token.
         tolerance: what rounding to the model's dtype can make of that at most.
-        hidden_norm: mean norm of the hidden states there, before steering.
+        hidden_norm: mean norm of the hidden states that are steered there, before it; without the prompt's last token
+            where it is the only one of the prompt, because some models park a norm there that is far from all others.
     """
 
     layer: int
@@ -137,14 +138,14 @@ def _at_layer(steps: Spec, layer: int, states: Mapping[str, Tensor], catalog: Ca
         own = at_class(steps, token_class)
         asked = _expected(own, before, catalog).double() - before  # squares of what float32 holds may not be in it
         change = after.double() - before
-        where = f"steering receipt: layer {layer} at {_NAMES[token_class]}"
+        what = f"steering receipt: layer {layer} at {_NAMES[token_class]}"
         norm, error = float(asked.norm()), float((change - asked).norm())
         # one rounding to dtype for every step, of a number as large as the state or the change
         bound = 2 * (len(own) + 1) * torch.finfo(dtype).eps * (float(before.double().norm()) + norm)
         if not error <= bound:
             along = float(change @ asked) / norm if norm else 0.0
             raise ValueError(
-                f"{where}: {along:.4g} of the {norm:.4g} asked for was seen along it, and the change is off by "
+                f"{what}: {along:.4g} of the {norm:.4g} asked for was seen along it, and the change is off by "
                 f"{error:.3g} where rounding makes {bound:.2g} at most"
             )
         if own and norm:
@@ -153,6 +154,8 @@ def _at_layer(steps: Spec, layer: int, states: Mapping[str, Tensor], catalog: Ca
             bounds.append(bound / norm)
     if at_class(steps, "P") + at_class(steps, "B") + at_class(steps, "G") and not seen and steps[0].kind == "add":
         raise ValueError(f"steering receipt: layer {layer}: nothing is changed by {len(steps)} steps")
+    where = [token_class for token_class in states if at_class(steps, token_class)]
+    where = where[1:] if where[0] == "B" and len(where) > 1 else where
     return Measured(
         layer=layer,
         expected=_mean([norm for norm, _ in seen.values()]),
@@ -160,7 +163,7 @@ def _at_layer(steps: Spec, layer: int, states: Mapping[str, Tensor], catalog: Ca
         decode=seen["G"][1] if "G" in seen else 0.0,
         relative_error=max(errors),
         tolerance=max(bounds),
-        hidden_norm=_mean([float(before.norm()) for before, _ in states.values()]),
+        hidden_norm=_mean([float(states[token_class][0].norm()) for token_class in where]),
     )
 
 
