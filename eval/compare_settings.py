@@ -195,7 +195,7 @@ def _refuse_other(asked: Asked, record: Mapping[str, Any]) -> None:
     path = asked.folder / "comparison_results.csv"
     if asked.overwrite or not path.exists():
         return
-    before = {"engine": "hf", **(read_sidecar(path).get("settings") or {})}  # older files have no engine
+    before = read_sidecar(path).get("settings") or {}
     settings = record["settings"]
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise ValueError(

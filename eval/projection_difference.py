@@ -188,7 +188,7 @@ def _same_settings(asked: Asked, table: Path) -> bool:
     from persona_vectors.files import read_sidecar
 
     before = read_sidecar(table).get("settings", {})
-    return {"engine": "hf", **before, "overwrite": False} == {**asdict(asked), "overwrite": False}
+    return {**before, "overwrite": False} == {**asdict(asked), "overwrite": False}
 
 
 if __name__ == "__main__":

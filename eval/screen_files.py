@@ -60,7 +60,7 @@ def check_outputs(
         if path.resolve() in read:
             raise ValueError(f"{path} is one of the files that are read; give another --output_dir")
         if path.suffix == ".jsonl" and path.exists() and not overwrite:
-            before = {"engine": "hf", **(read_sidecar(path).get("settings") or {})}  # older files have no engine
+            before = read_sidecar(path).get("settings")
             if before != json.loads(json.dumps(settings)):
                 raise ValueError(
                     f"{path} exists and was not written with these settings; pass --overwrite, or another --output_dir"
