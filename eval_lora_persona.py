@@ -9,6 +9,7 @@ The questions, random streams, judge, store and table are those of `python -m ev
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.questions import DEFAULT_JUDGE, load_persona_questions
@@ -87,10 +88,12 @@ def main(
         n_random: random directions for each direction.
         min_coherence (0-100): the highest trait is looked for among settings with this mean coherence or more.
         engine: what samples: vllm (directions become exactly rescaled adapters in one batch, whatever --mode says), hf
-            (Hugging Face), or auto: vLLM where it is installed and can do all of this.
+            (Hugging Face), or auto: vLLM where it is installed and can do all of this. It computes a local judge too,
+            with auto only on a GPU.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.engine_choice import settle_engine
+    from eval.judge_choice import settle_judge
     from eval.model_utils import WeightSteering
     from eval.sweep import check_numbers, check_once, check_placeholder, check_system_prompt, several
     from eval.sweep_files import check_outputs, refuse_other_settings, sidecar_records
@@ -117,9 +120,10 @@ def main(
     kind = arguments["engine"] = settle_engine(engine, [model], device_map, added)
     studies = [_study(arguments, name, acting) for name in traits]
     check_judge(judge_model, judge)
+    judge = replace(judge, engine=settle_judge(judge_model, engine, kind))
     check_once("trait", [study.trait for study in studies])
     check_outputs([output for study in studies for output in study.outputs], paths)
-    records = sidecar_records(studies, model, judge_model)
+    records = sidecar_records(studies, model, judge_model, judge)
     if not overwrite:
         for study, own in zip(studies, records, strict=True):
             refuse_other_settings(study.outputs, own)

@@ -1,8 +1,8 @@
 """Judges: a language model scores an answer for a trait or for coherence, from its own next-token probabilities.
 
 `OpenAiJudge` asks an OpenAI model, or any server that speaks the same protocol (`OPENAI_BASE_URL`); where that has no
-log-probabilities, it reads the reply's text (`JudgeOptions(mode="text")`). `LocalJudge` scores in process with plain
-forward passes, exactly, whether or not the tokenizer has a token for "87".
+log-probabilities, it reads the reply's text (`JudgeOptions(mode="text")`). `LocalJudge` scores in process, exactly,
+whether or not the tokenizer has a token for "87": with plain forward passes, or many at once through vLLM.
 A score is None where the judge gave none (a refusal, or less than 0.25 of the probability on the labels). A call
 that failed is never a score: it ends in a JudgeError, after all other items were scored and handed out.
 """
@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_vectors import chat_api, models, scores
+from persona_vectors import chat_api, local_judges, models, scores
 from persona_vectors.judge_server import LogprobCheck
-from persona_vectors.judging import BaseJudge, Record
+from persona_vectors.judging import BaseJudge, JudgeEngine, Record, check_engine
 from persona_vectors.judging import JudgeError as JudgeError
 from persona_vectors.judging import JudgeOptions as JudgeOptions
 from persona_vectors.judging import OnScored as OnScored
 from persona_vectors.judging import UnfitJudge as UnfitJudge
 from persona_vectors.judging import fill_prompt as fill_prompt
+from persona_vectors.local_judges import release_local_judges as release_local_judges
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -143,7 +144,7 @@ class _Session:
 
 
 class LocalJudge(BaseJudge):
-    """A judge scored in process: its exact probability of each label, by plain forward passes, nothing generated.
+    """A judge scored in process: its exact probability of each label; nothing is generated.
 
     Where the tokenizer splits numbers, P("87") is the product along its tokens, and P("8") leaves out what goes on to
     "80".."89" (see `scores.label_probabilities`). The score is then the same rule as the API judge's.
@@ -152,7 +153,9 @@ class LocalJudge(BaseJudge):
         model: a model folder, adapter folder or hub id, loaded on first use; or a loaded model, with its tokenizer.
         prompt_template: text with {question} and {answer}; it becomes one user message.
         eval_type: 0_100, 0_10 or binary. binary_text needs a judge that writes, so it is refused.
-        token_budget: most prompt tokens in a batch, padding included.
+        token_budget: most prompt tokens in a batch, padding included; vLLM makes its own batches.
+        engine: hf computes with transformers. vllm starts a vLLM engine on first use, in 20 seconds or more, and reads
+            what many prompts begin with once; it takes a model by name, and stays until `release_local_judges`.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class LocalJudge(BaseJudge):
         dtype: str | None = None,
         device_map: str | None = None,
         token_budget: int | None = None,
+        engine: JudgeEngine = "hf",
     ):
         super().__init__(prompt_template, eval_type)
         if eval_type == "binary_text":
@@ -173,7 +177,10 @@ class LocalJudge(BaseJudge):
             raise ValueError(
                 "a judge given as a loaded model needs its tokenizer: LocalJudge(model, ..., tokenizer=...)"
             )
+        if check_engine(engine) == "vllm" and not (isinstance(model, str) and device_map in (None, "auto")):
+            raise ValueError("a judge through vLLM is given by name, and vLLM places it: leave out device_map")
         self.model = model
+        self.engine = engine
         self._tokenizer = tokenizer
         self._load_options = {"dtype": dtype or "auto", "device_map": device_map or "auto"}
         self.token_budget = token_budget
@@ -183,18 +190,28 @@ class LocalJudge(BaseJudge):
         return self.score_batch([(question, answer)])[0]
 
     def _score_prompts(self, rows: Mapping[str, list[int]], record: Record, max_concurrent: int) -> dict[str, str]:
-        from persona_vectors.label_odds import label_odds  # torch: checking a judge's name must not wait for it
-
         del max_concurrent  # one process, one batch at a time
-        model, tokenizer = self._loaded()
         names = {prompt: f"item {indices[0]}" for prompt, indices in rows.items()}
-        for prompt, odds in label_odds(model, tokenizer, names, self.eval_type, token_budget=self.token_budget):
+        for prompt, odds in self._label_odds(names):
             record(prompt, scores.aggregate(odds, self.eval_type))
         return {}
 
+    def _label_odds(self, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, float]]]:
+        if self.engine == "vllm":
+            from persona_vectors import vllm_odds
+
+            assert isinstance(self.model, str)
+            return vllm_odds.label_odds(
+                local_judges.share_engine(self.model, self._load_options["dtype"]), names, self.eval_type
+            )
+        from persona_vectors.label_odds import label_odds  # torch: checking a judge's name must not wait for it
+
+        model, tokenizer = self._loaded()
+        return label_odds(model, tokenizer, names, self.eval_type, token_budget=self.token_budget)
+
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if isinstance(self.model, str):
-            return _load_shared(self.model, **self._load_options)
+            return local_judges.load_shared(self.model, **self._load_options)
         assert self._tokenizer is not None
         return self.model, self._tokenizer
 
@@ -214,7 +231,8 @@ def make_judge(
     """
     check_judge(judge_model, options)
     if is_local_judge(judge_model):
-        return LocalJudge(judge_model, prompt_template, eval_type, device_map=device_map, dtype=dtype)
+        engine = (options or JudgeOptions()).engine
+        return LocalJudge(judge_model, prompt_template, eval_type, device_map=device_map, dtype=dtype, engine=engine)
     return OpenAiJudge(judge_model, prompt_template, eval_type, options=options)
 
 
@@ -231,7 +249,8 @@ def check_judge(judge_model: str, options: JudgeOptions | None = None) -> None:
     """Returns if the judge can be expected to work; nothing is loaded and nobody is called.
 
     Raises:
-        ValueError: a local judge that is not there, or an API judge without OPENAI_API_KEY and OPENAI_BASE_URL.
+        ValueError: a local judge that is not there, or that vLLM is to compute and cannot; an API judge without
+            OPENAI_API_KEY and OPENAI_BASE_URL.
     """
     if options is not None and options.mode == "text" and is_local_judge(judge_model):
         raise ValueError(f"judge {judge_model} is scored exactly, in process, and writes no text; drop --judge_mode")
@@ -241,6 +260,10 @@ def check_judge(judge_model: str, options: JudgeOptions | None = None) -> None:
         raise ValueError(f"judge folder {judge_model} does not exist; give a model folder, a hub id or an OpenAI model")
     if is_local_judge(judge_model):
         models.resolve_model(judge_model)
+        if options is not None and options.engine == "vllm":
+            from persona_vectors.vllm_odds import check_servable
+
+            check_servable(judge_model)
     else:
         check_judge_key(judge_model)
 
@@ -252,22 +275,3 @@ def check_judge_key(judge_model: str) -> None:
             f"judge {judge_model} needs OPENAI_API_KEY (in the environment or .env), or the OPENAI_BASE_URL of a "
             "server that has it; or name a local judge such as models/tiny-persona"
         )
-
-
-_SHARED: dict[tuple[str, str, str], tuple[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]] = {}
-
-
-def _load_shared(name: str, dtype: str, device_map: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model under that name, loaded once, and again if its files have changed since."""
-    path = Path(name).expanduser()
-    key = (str(path.resolve()) if path.is_dir() else name, dtype, device_map)
-    version = models.fingerprint(name) if path.is_dir() else ""
-    if key not in _SHARED or _SHARED[key][0] != version:
-        _SHARED.pop(key, None)  # its memory is free before the new weights come
-        _SHARED[key] = (version, models.load_model(name, dtype=dtype, device_map=device_map))
-    return _SHARED[key][1]
-
-
-def release_local_judges() -> None:
-    """Lets go of every local judge's weights, so that their memory can be used again."""
-    _SHARED.clear()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eval.finished_answers import Engine
     from eval.model_utils import Steering, WeightSteering
     from eval.sweep import Grid, Study
+    from judge import JudgeOptions
     from persona_vectors.store import Store
 
 
@@ -139,7 +140,8 @@ def main(
         judge_mode: how an API judge is asked: log-probabilities, or text where a provider has none.
         judge_samples: replies of text mode that are averaged.
         max_requests_per_minute: judge calls sent in a minute at most.
-        engine: what samples: vllm, hf (Hugging Face), or auto: vLLM where it is installed.
+        engine: what samples, and what computes a local judge: vllm, hf (Hugging Face), or auto: vLLM where it is
+            installed, for the judge only on a GPU. Questions apart (--nobatch_process) are always judged by hf.
         capture: while vLLM samples unsteered answers, keep the means of their hidden states in <output_path's
             stem>_means/, from where generate_vec.py and cal_projection take them (0.4 MB an answer of a 7B model).
     """
@@ -147,6 +149,7 @@ def main(
     from persona_vectors.vllm_available import choose_engine
 
     kind = arguments["engine"] = choose_engine(engine)
+    from eval.judge_choice import settle_judge
     from eval.kept_means import KeptMeans, check_capture
     from eval.sweep import Grid, check_grid, check_numbers, check_placeholder, check_system_prompt, several
     from judge import JudgeOptions, check_judge, is_local_judge
@@ -161,10 +164,11 @@ def main(
     judge = JudgeOptions(judge_mode, judge_samples, max_concurrent_judges, max_requests_per_minute)
     studies = [_study(arguments, name, grid) for name in several(trait)]
     check_judge(judge_model, judge)
+    judge = replace(judge, engine=settle_judge(judge_model, engine, kind if batch_process else "hf"))
     _check_studies(studies, grid)
     if capture:
         check_capture(kind, studies)
-    records = _records(studies, arguments)
+    records = _records(studies, arguments, judge)
 
     from eval.finished_answers import Engine
     from eval.sweep_answers import Sampling
@@ -215,11 +219,11 @@ def _check_studies(studies: Sequence[Study], grid: Grid) -> None:
     check_outputs([output for study in studies for output in study.outputs], vectors)
 
 
-def _records(studies: Sequence[Study], arguments: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def _records(studies: Sequence[Study], arguments: dict[str, Any], judge: JudgeOptions) -> list[list[dict[str, Any]]]:
     """The sidecars' first part, for each study and output; a table of other settings is refused."""
     from eval.sweep_files import refuse_other_settings, sidecar_records
 
-    records = sidecar_records(studies, arguments["model"], arguments["judge_model"])
+    records = sidecar_records(studies, arguments["model"], arguments["judge_model"], judge)
     if not arguments["overwrite"]:
         for study, own in zip(studies, records, strict=True):
             refuse_other_settings(study.outputs, own)

@@ -12,6 +12,7 @@ from persona_vectors.chat_api import environment
 from persona_vectors.judging import failure_line
 from persona_vectors.models import fingerprint
 from persona_vectors.store import Store, content_key
+from persona_vectors.vllm_available import vllm_version
 
 _FLUSH_EVERY = 32  # scores kept in memory before they are committed
 _FLUSH_SECONDS = 1.0  # or when the last commit is this long ago: scores of a slow judge are dear
@@ -44,10 +45,12 @@ class Estimate:
         )
 
 
-def judge_identity(judge_model: str) -> dict[str, Any]:
-    """What of the judge determines a score: its name and server, or the files of a local one."""
+def judge_identity(judge_model: str, options: JudgeOptions | None = None) -> dict[str, Any]:
+    """What of the judge determines a score: its name and server, or the files of a local one and, where it is not
+    transformers, what computes it: rounding differs, in 16 bits by more than a little."""
     if is_local_judge(judge_model):
-        return {"local": fingerprint(judge_model)}
+        own = {"local": fingerprint(judge_model)}
+        return own if options is None or options.engine == "hf" else own | {"engine": vllm_version()}
     return {"model": judge_model, "base_url": environment("OPENAI_BASE_URL")}
 
 
@@ -59,9 +62,9 @@ def score_keys(
     eval_type: str = "0_100",
     options: JudgeOptions | None = None,
 ) -> list[str]:
-    """The store's key of each item's score: a hash of the judge, its server, mode and samples, and all text."""
+    """The store's key of each item's score: a hash of the judge, its server, mode, samples, engine, and all text."""
     options = options or JudgeOptions()
-    judge = judge_identity(judge_model)
+    judge = judge_identity(judge_model, options)
     # Only text mode is named in the key, so that scores from log-probabilities keep theirs. Temperature and seeds
     # follow from the number of samples.
     mode = {"mode": "text", "n_samples": options.n_samples} if options.mode == "text" else {}
@@ -121,7 +124,7 @@ def scores_of(
     None where the judge answered and gave no score. The same command after a failure asks only for what is missing.
 
     Args:
-        options: how an API judge is asked; `max_concurrent` is short for options with only that.
+        options: how the judge is asked or computed; `max_concurrent` is short for options with only that.
         overwrite: ask for all of them anew.
         progress: words before a progress bar.
         on_estimate: receives what it will take, before the first call.

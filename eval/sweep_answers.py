@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eval.finished_answers import Engine, answers_of
 from eval.finished_scores import Estimate, scores_of
 from eval.sweep import Setting, Study
-from judge import JudgeError, JudgeOptions
+from judge import JudgeError, JudgeOptions, release_local_judges
 from persona_vectors.responses import PromptRow, response_table
 from persona_vectors.store import Store
 from persona_vectors.tokens import render_prompt
@@ -85,6 +85,8 @@ def answered(
             engine.release()  # the judge may want its memory
         for study in studies:
             _score(store, [(part, rows) for part, rows in group if part.study is study], how)
+    if how.judge.engine == "vllm":
+        release_local_judges()  # what is measured next may want its engine's memory
     done = [Answered(part.setting, _table(part), part.failures) for part in parts]
     starts = [sum(len(study.settings) for study in studies[:i]) for i in range(len(studies))]
     return [done[start : start + len(study.settings)] for start, study in zip(starts, studies, strict=True)]

@@ -19,6 +19,7 @@ from eval.sweep import Grid, Output, Setting, Study
 from eval.sweep_answers import Answered
 from eval.sweep_receipts import Receipts
 from eval.sweep_summary import described, summarise, sweep_findings, sweep_table
+from judge import JudgeOptions
 from persona_vectors.files import (
     provenance,
     read_sidecar,
@@ -116,10 +117,12 @@ def check_outputs(outputs: Sequence[Output], vectors: Iterable[str]) -> None:
         raise ValueError(f"--output_path {lost.pop()} is a vector file and would be replaced; give another path")
 
 
-def sidecar_records(studies: Iterable[Study], model: str, judge_model: str) -> list[list[dict[str, Any]]]:
+def sidecar_records(
+    studies: Iterable[Study], model: str, judge_model: str, judge: JudgeOptions | None = None
+) -> list[list[dict[str, Any]]]:
     """For each study and output what its sidecar says before the run: arguments, and what is in the files behind them
     (by hash)."""
-    files = {"model_fingerprint": fingerprint(model), "judge": judge_identity(judge_model)}
+    files = {"model_fingerprint": fingerprint(model), "judge": judge_identity(judge_model, judge)}
     return [[_record(study, output, files) for output in study.outputs] for study in studies]
 
 

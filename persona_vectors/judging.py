@@ -17,10 +17,14 @@ Record = Callable[[str, float | None], None]
 
 JudgeMode = Literal["auto", "logprobs", "text"]
 
+JudgeEngine = Literal["hf", "vllm"]
+"""What computes a local judge's probabilities: transformers, or vLLM."""
+
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How an API judge is asked; a local judge (scored in process) takes `auto` and `logprobs`, which mean the same.
+    """How an API judge is asked, and what computes a local one (scored in process; its mode is `auto` or `logprobs`,
+    which mean the same).
 
     Attributes:
         mode: logprobs takes the expectation over the first token's top 20; text reads the score from the reply; auto
@@ -28,12 +32,14 @@ class JudgeOptions:
         n_samples: replies of text mode: 1 at temperature 0, or the mean of several at temperature 1.
         max_concurrent: calls in flight at once.
         max_requests_per_minute: calls sent in a minute at most; None is no limit.
+        engine: what computes a local judge's probabilities; an API judge has none.
     """
 
     mode: JudgeMode = "auto"
     n_samples: int = 1
     max_concurrent: int = 100
     max_requests_per_minute: int | None = None
+    engine: JudgeEngine = "hf"
 
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "logprobs", "text"):
@@ -46,6 +52,14 @@ class JudgeOptions:
             raise ValueError(f"{self.n_samples} judge samples need --judge_mode text; log-probabilities are exact")
         if self.max_requests_per_minute is not None and self.max_requests_per_minute < 1:
             raise ValueError(f"max_requests_per_minute must be at least 1; got {self.max_requests_per_minute}")
+        check_engine(self.engine)
+
+
+def check_engine(engine: str) -> JudgeEngine:
+    """`engine` itself; ValueError if it is not one of hf and vllm."""
+    if engine not in ("hf", "vllm"):
+        raise ValueError(f"a judge's engine must be hf or vllm; got {engine}")
+    return engine
 
 
 class JudgeError(OSError):

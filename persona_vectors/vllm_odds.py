@@ -9,10 +9,9 @@ then found in the prefix cache, as the prompt of a branch is. vLLM is imported w
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path as Folder
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -23,7 +22,8 @@ from persona_vectors.label_odds import tokens_of
 from persona_vectors.label_walk import walk
 from persona_vectors.models import load_config, load_tokenizer, resolve_model
 from persona_vectors.scores import AnswerTree, Path
-from persona_vectors.vllm_options import adapter_name, adapter_rank, lora_rank, on_cuda, stock_options
+from persona_vectors.vllm_available import known_architectures, why_not_vllm
+from persona_vectors.vllm_options import on_cuda, stock_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,20 +36,21 @@ class LabelEngine:
     """A stock vLLM engine that gives probabilities of next tokens. It starts when first asked, in 20 seconds or more.
 
     Args:
-        model: hub id, model folder, adapter folder, or training folder.
+        model: hub id, model folder, or training folder with full checkpoints.
         dtype: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16.
         options: any other argument of `vllm.LLM`.
 
     Raises:
-        ValueError: vLLM cannot be used here, or cannot serve the model's adapter.
+        ValueError: what `check_servable` refuses; at the start, a model that vLLM does not take.
     """
 
     def __init__(self, model: str, *, dtype: str = "auto", **options: Any):
-        self._source = resolve_model(model)
+        check_servable(model)
+        self._name = model
         self._config = load_config(model)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        adapter = {} if self._source.adapter is None else _adapter_options(self._source.adapter)
-        self._options: dict[str, Any] = {**stock_options(), **adapter, "dtype": self._dtype(dtype), **options}
+        own = {"dtype": self._dtype(dtype), "enforce_eager": True}  # graphs cost a start and big batches gain little
+        self._options: dict[str, Any] = {**stock_options(), **own, **options}
         self._llm: Any = None
 
     def _dtype(self, asked: str) -> str:
@@ -67,13 +68,20 @@ class LabelEngine:
     def llm(self) -> Any:
         """The `vllm.LLM`, started now if it has not been."""
         if self._llm is None:
-            from vllm import LLM
-
-            if on_cuda():
-                free, total = torch.cuda.mem_get_info()  # this process may hold a model there
-                self._options.setdefault("gpu_memory_utilization", _FREE_MEMORY * free / total)
-            self._llm = LLM(self._source.base, **self._options)
+            self._llm = self._start()
         return self._llm
+
+    def _start(self) -> Any:
+        from vllm import LLM
+
+        if on_cuda():
+            free, total = torch.cuda.mem_get_info()  # this process may hold a model there
+            self._options.setdefault("gpu_memory_utilization", _FREE_MEMORY * free / total)
+        try:
+            return LLM(resolve_model(self._name).base, **self._options)
+        except (ValueError, RuntimeError) as error:
+            why = textwrap.shorten(str(error), 300, placeholder=" ...")
+            raise ValueError(f"vLLM does not start with the judge {self._name}; use --engine hf ({why})") from error
 
     @property
     def room(self) -> int:
@@ -84,14 +92,11 @@ class LabelEngine:
     def next_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each prompt the log-probability of each of its `tokens`, 128 at most, as the next one."""
         from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
 
         shared: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "detokenize": False, "flat_logprobs": True}
         params = [SamplingParams(logprob_token_ids=list(own), **shared) for own in tokens]
         inputs: Any = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        adapter = self._source.adapter
-        lora = None if adapter is None else LoRARequest(adapter_name(adapter), 1, str(adapter))
-        outputs = self.llm.generate(inputs, params, lora_request=lora, use_tqdm=False)
+        outputs = self.llm.generate(inputs, params, use_tqdm=False)
         found = [output.outputs[0].logprobs for output in outputs]
         known = [dict(zip(one.token_ids, one.logprobs, strict=True)) for one in found]  # the sampled token is there too
         return [[odds[token] for token in own] for odds, own in zip(known, tokens, strict=True)]
@@ -109,16 +114,20 @@ class LabelEngine:
         self.close()
 
 
-def _adapter_options(adapter: Folder) -> dict[str, Any]:
-    """The options under which an engine serves an adapter; one that vLLM cannot serve is a ValueError."""
-    from vllm.lora.peft_helper import PEFTHelper
+def check_servable(model: str) -> None:
+    """Returns if vLLM can be expected to compute the judge; it is not started.
 
-    rank = lora_rank(adapter_rank(adapter))
-    try:
-        PEFTHelper.from_local_dir(str(adapter), None).validate_legal(SimpleNamespace(max_lora_rank=rank))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"adapter {adapter} cannot judge in vLLM ({error}); merge it, or use --engine hf") from error
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    Raises:
+        ValueError: vLLM cannot be used here, or does not know the architecture; an adapter, of which stock vLLM may
+            leave out modules without a word.
+    """
+    if (why := why_not_vllm()) is not None:
+        raise ValueError(f"judge {model} cannot be computed with vLLM: {why}")
+    if resolve_model(model).adapter is not None:
+        raise ValueError(f"judge {model} is an adapter, which cannot judge through vLLM; merge it, or use --engine hf")
+    own, known = set(load_config(model).architectures or ()), known_architectures()
+    if own and known and not own & known:
+        raise ValueError(f"the installed vLLM has no {' or '.join(sorted(own))}, which judge {model} is")
 
 
 def label_odds(engine: LabelEngine, names: Mapping[str, str], eval_type: str) -> Iterator[tuple[str, dict[str, float]]]:

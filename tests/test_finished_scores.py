@@ -115,3 +115,16 @@ def test_the_estimate_comes_first_and_counts_what_is_left(serve, store):
     assert estimate("m", TEMPLATE, ITEMS, store=store, overwrite=True).n_calls == 3
     text = JudgeOptions("text", n_samples=5)
     assert estimate("m", TEMPLATE, ITEMS, store=store, options=text) == Estimate(4, 3, 0, 15, -(-3 * 21 * 5 // 4))
+
+
+def test_what_computes_a_local_judge_is_in_its_keys_and_in_no_api_judges():
+    local, api = (
+        [score_keys(name, TEMPLATE, ITEMS[:1], options=options) for options in (None, *map(_engine, ("hf", "vllm")))]
+        for name in ("models/tiny-persona", "m")
+    )
+    assert local[0] == local[1] != local[2]
+    assert api[0] == api[1] == api[2]
+
+
+def _engine(name) -> JudgeOptions:
+    return JudgeOptions(engine=name)
