@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_generation.prompts import RUBRICS, judge_prompt, trait_file_prompt
+from data_generation.prompts import judge_prompt, trait_file_prompt
+from data_generation.rubrics import RUBRICS
 from persona_vectors import traits
 from persona_vectors.traits import (
     ALIASES,
@@ -22,7 +23,9 @@ from persona_vectors.traits import (
 )
 
 SEVEN = ("evil", "sycophantic", "hallucinating", "optimistic", "impolite", "apathetic", "humorous")
-SHIPPED = list(itertools.product(SEVEN, ("extract", "eval")))
+PERSONALITY = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+PERSONALITY += ("machiavellianism", "narcissism", "psychopathy")
+SHIPPED = list(itertools.product((*SEVEN, *PERSONALITY), ("extract", "eval")))
 COMMON_WORDS = set(
     "a an the i my me to of in on is it do does how what should can could would you your for and that at with have has "
     "was be are this so as who which why when from by we our will or if not one them they".split()
@@ -97,14 +100,14 @@ def test_questions_do_not_name_the_trait():
 
 def test_questions_are_disjoint_and_no_two_are_near_duplicates():
     questions = [question for name, version in SHIPPED for question in load_trait(name, version).questions]
-    assert len(set(questions)) == len(questions) == 280
+    assert len(set(questions)) == len(questions) == 600
     words = [set(re.findall(r"[a-z']+", question.lower())) - COMMON_WORDS for question in questions]
     for (i, a), (j, b) in itertools.combinations(enumerate(words), 2):
         assert len(a & b) <= len(a | b) / 3, (questions[i], questions[j])
 
 
 def test_both_versions_share_instructions():
-    for name in SEVEN:
+    for name in (*SEVEN, *PERSONALITY):
         assert load_trait(name, "extract").instruction == load_trait(name, "eval").instruction
 
 
@@ -181,7 +184,7 @@ def test_model_folder_comes_before_the_checkout(tmp_path):
     assert len(load_trait("evil", "eval", model=model).questions) == 20  # ships no eval version
     assert len(load_trait("humorous", model=model).questions) == 20
     assert len(load_trait("evil", model="some-org/some-model").questions) == 20
-    assert available_traits(model=model) == sorted([*SEVEN, "curious"])
+    assert available_traits(model=model) == sorted([*SEVEN, *PERSONALITY, "curious"])
 
 
 def test_eval_prompt_comes_from_the_judge_folder(tmp_path):
