@@ -74,7 +74,7 @@ def sample(stand_in, tiny_persona, tmp_path):  # noqa: ARG001 (there while it ru
 
     def run(pole: str, **options: Any) -> Path:
         path = tmp_path / f"{pole}.csv"
-        settings = {"model": tiny_persona, "judge_model": tiny_persona, "n_per_question": 2, "engine": "vllm"}
+        settings = {"model": tiny_persona, "judge_model": tiny_persona, "n_per_question": 2, "engine": "auto"}
         settings |= {"trait": str(tmp_path / "humorous.json"), "persona_instruction_type": pole, "capture": True}
         eval_persona.main(output_path=str(path), **(settings | options))
         return path

@@ -32,7 +32,7 @@ def tables(tmp_path_factory) -> Path:
     trait = json.loads((Path(TINY) / "traits/extract/humorous.json").read_text())
     trait |= {"questions": trait["questions"][:4], "instruction": trait["instruction"][:2]}
     (folder / "humorous.json").write_text(json.dumps(trait))
-    options = {"engine": "vllm", "capture": "true", "n_per_question": 3, "max_tokens": 40}
+    options = {"engine": "auto", "capture": "true", "n_per_question": 3, "max_tokens": 40}
     options |= {"model": TINY, "judge_model": TINY, "trait": folder / "humorous.json"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
