@@ -14,13 +14,12 @@ prompt is read once for all of its answers. Nothing of a row is kept but its val
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,25 +27,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.data_rows import DataRow, read_rows
-from eval.finished_answers import answers_of
+from eval.row_answers import OwnAnswers, context_of, own_answers, prompt_of, to_answer, why_left_out
 from eval.row_sums import TERMS, Answer, Sums, needs_own, sums_of
 from persona_vectors.blocks import check_layer
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.projection import unit
-from persona_vectors.tokens import render_prompt, tokenize_sample
 from persona_vectors.vectors import load_vector, load_vectors
 
 if TYPE_CHECKING:
     from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
-__all__ = ["EMPTY", "KINDS", "LONG", "NO_BASE", "Column", "DataRow", "OwnAnswers", "Reading", "load_columns"]
+__all__ = ["KINDS", "NO_BASE", "Column", "DataRow", "OwnAnswers", "Reading", "load_columns"]
 __all__ += ["Sampled", "mean_change", "own_answers", "read", "read_rows", "read_sampled", "row_values", "sample_rows"]
 
 KINDS = tuple(TERMS)
 Key = tuple[str, str]
 """(kind, name of the column)"""
-EMPTY, LONG, NO_BASE = "empty answer", "longer than the model's context", "the model's own answer is empty"
+NO_BASE = "the model's own answer is empty"
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,6 @@ class Column:
     vector: Float[Tensor, " d_model"]
     layer: int
     path: str
-
-
-@dataclass(frozen=True)
-class OwnAnswers:
-    """How the model's own answers are sampled: `n` a row, each from a random stream of its own."""
-
-    max_tokens: int = 1000
-    n: int = 1
-    temperature: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,9 +202,9 @@ def sample_rows(
     """The first half of `read`: what was asked for checked, and the model's own answers where a kind needs them."""
     kinds, layers = tuple(dict.fromkeys(kinds)), sorted({*layers, *(column.layer for column in columns)})
     _check_asked(engine.name, rows, columns, kinds, layers)
-    prompts = [_rendered(engine, row) for row in rows]
-    given = [_answer(engine, i, prompts[i], row.answer) for i, row in enumerate(rows)]
-    left_out = _left_out(engine.name, rows, given, skip_long=skip_long)
+    prompts = [prompt_of(engine, row) for row in rows]
+    given = [to_answer(engine, i, prompts[i], row.answer) for i, row in enumerate(rows)]
+    left_out = why_left_out(engine.name, rows, given, skip_long=skip_long)
     texts: dict[int, list[str]] = {}
     if any(map(needs_own, kinds)):
         there = [i for i, reason in enumerate(left_out) if reason is None]
@@ -244,35 +232,6 @@ def read_sampled(
     return Reading(_listed(sums, columns, kinds), sums.changes, left_out, own_texts)
 
 
-def own_answers(
-    engine: Engine, rows: Sequence[DataRow], own: OwnAnswers, *, store: Store, progress: bool = True
-) -> list[list[str]]:
-    """The model's own `own.n` answers to each row's prompt (all turns before the last assistant turn), by the store.
-
-    A random stream belongs to the prompt, how often the file had it before, and the sample's number: a row keeps its
-    answers in a file that was mixed, filtered or sorted, and rows of different files with the same prompt share them,
-    so that files over the same questions are compared with common random numbers.
-    """
-    prompts = [_rendered(engine, row) for row in rows]
-    seen: Counter[tuple[str, str]] = Counter()
-    streams = []
-    for row, prompt in zip(rows, prompts, strict=True):
-        number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])
-        streams += [(own.seed, number, seen[row.file, prompt], k) for k in range(own.n)]
-        seen[row.file, prompt] += 1
-    answers = answers_of(
-        engine,
-        [prompt for prompt in prompts for _ in range(own.n)],
-        streams,
-        max_tokens=own.max_tokens,
-        temperature=own.temperature,
-        steerings=[None] * len(streams),
-        store=store,
-        progress=progress,
-    )
-    return [answers[i * own.n : (i + 1) * own.n] for i in range(len(rows))]
-
-
 def _check_asked(
     model: str, rows: Sequence[DataRow], columns: Sequence[Column], kinds: Sequence[str], layers: Sequence[int]
 ) -> None:
@@ -296,45 +255,6 @@ def _check_asked(
         unit(column.vector)
 
 
-def _rendered(engine: Engine, row: DataRow) -> str:
-    try:
-        return render_prompt(engine.tokenizer, row.messages[:-1])
-    except ValueError as error:
-        raise ValueError(f"{row.place}: {error}") from None
-
-
-def _answer(engine: Engine, row: int, prompt: str, text: str, **of_own: Any) -> Answer:
-    """The text as an answer to be read; one of white space alone has no tokens."""
-    sample = tokenize_sample(engine.tokenizer, prompt, text if text.strip() else "")
-    answer = Answer(row, False, 1.0, np.array(sample.ids, dtype=np.int32), sample.prompt_len)
-    return replace(answer, **of_own)
-
-
-def _context(model: str) -> int | None:
-    """Tokens of prompt and answer that the model's config allows; None where it sets no limit."""
-    return getattr(load_config(model), "max_position_embeddings", None)
-
-
-def _left_out(model: str, rows: Sequence[DataRow], given: Sequence[Answer], *, skip_long: bool) -> list[str | None]:
-    """Why each row cannot be read, None where it can."""
-    context = _context(model)
-    long = [i for i, answer in enumerate(given) if context and len(answer.ids) > context]
-    if long and not skip_long:
-        shown = "; ".join(f"{rows[i].place} ({len(given[i].ids)} tokens)" for i in long[:5])
-        more = f" and {len(long) - 5} more" if len(long) > 5 else ""
-        raise ValueError(
-            f"longer than the {context} tokens that {resolve_model(model).label} reads: {shown}{more}; shorten them, "
-            "or leave such rows out (--skip_long)"
-        )
-    found: list[str | None] = [None if answer.n_tokens else EMPTY for answer in given]
-    for i in long:
-        found[i] = LONG
-    if None not in found:
-        counts = ", ".join(f"{n} {reason}" for reason, n in Counter(found).items())
-        raise ValueError(f"none of the {len(rows)} rows can be read ({rows[0].file}): {counts}")
-    return found
-
-
 def _to_read(
     engine: Engine,
     prompts: Sequence[str],
@@ -344,7 +264,7 @@ def _to_read(
     kinds: Sequence[str],
 ) -> list[Answer]:
     """The answers to be read, those to one prompt beside one another; of the model's own those that have tokens."""
-    context = _context(engine.name)
+    context = context_of(engine.name)
     reads_given = any(not is_own for kind in kinds for is_own, _span, _sign in TERMS[kind])
     first = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
     answers = []
@@ -353,7 +273,7 @@ def _to_read(
             continue
         if reads_given:
             answers.append(given[i])
-        read = [_answer(engine, i, prompts[i], text, is_own=True) for text in own.get(i, ())]
+        read = [to_answer(engine, i, prompts[i], text, is_own=True) for text in own.get(i, ())]
         # A decoded answer can have more tokens than were sampled: those past the context are left out.
         read = [replace(answer, ids=answer.ids[:context]) for answer in read]
         read = [answer for answer in read if answer.n_tokens]

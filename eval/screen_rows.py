@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.data_rows import DataRow, read_rows
-from eval.row_projections import EMPTY, Column, OwnAnswers, read_sampled, sample_rows
+from eval.row_answers import EMPTY
+from eval.row_projections import Column, OwnAnswers, read_sampled, sample_rows
 from eval.screen_auc import N_RANDOM
 from eval.screen_rule import Values
 from persona_vectors.statistics import random_directions

@@ -13,7 +13,7 @@ import transformers
 
 from eval import projection_difference
 from eval.projection_difference_rows import NOT_DRAWN, load_data_sets
-from eval.row_projections import EMPTY
+from eval.row_answers import EMPTY
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.correlation import pearson

@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.finished_answers import Engine
+from eval.row_answers import EMPTY, LONG
 from eval.row_projections import (
-    EMPTY,
     KINDS,
-    LONG,
     NO_BASE,
     Column,
     DataRow,
