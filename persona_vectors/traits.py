@@ -189,11 +189,13 @@ def load_trait(
 
 def load_coherence_prompt(judge_model: str | Path | None) -> str | None:
     """The judge folder's own coherence prompt (`<judge>/traits/coherence.json`), or None where it ships none."""
-    for folder in _trait_folders(judge_model):
-        path = folder / "coherence.json"
-        if path.is_file():
-            return _read(path, _PromptFile).eval_prompt
-    return None
+    path = own_file(judge_model, "coherence.json")
+    return None if path is None else _read(path, _PromptFile).eval_prompt
+
+
+def own_file(model: str | Path | None, name: str) -> Path | None:
+    """`<model>/traits/<name>`, where the model's folder, its run's or its adapter base's has it; otherwise None."""
+    return next((folder / name for folder in _trait_folders(model) if (folder / name).is_file()), None)
 
 
 def load_graded_prompts(
@@ -282,7 +284,8 @@ def _checkout_file(name: str, version: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The file's content; a ValueError of one line, naming file, line and column, where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -294,7 +297,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read(path: Path, schema: type[Schema]) -> Schema:
-    content = _read_json(path)
+    content = read_json(path)
     try:
         return schema.model_validate(content)
     except ValidationError as error:
