@@ -92,6 +92,7 @@ def main(
         original_model, models, lora_diff_path, layers, n_random, seed, progress=True
     )
     correlations = [] if table is None else scores.compute_projection_correlation(records, table, seed)
+    more += scores.few_models_notes(correlations)
     settings["n_random"] = n_random
     sources = measure.sources(original_model, models, lora_diff_path)
     found = results.Results(settings, records, correlations, table, skipped, [*notes, *more], sources)

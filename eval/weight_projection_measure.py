@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.weight_projection_trainings import shared_notes
 from persona_vectors.blocks import check_layer
 from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint, load_config, resolve_model
@@ -47,7 +48,7 @@ def compute_projection_dataset(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[list[Record], list[str]]:
-    """A record of every model and direction, and notes of what could not be checked.
+    """A record of every model and direction, and notes: what could not be checked, and what trainings share.
 
     Args:
         finetuned_models: a folder of models (see `find_models`), or names and paths.
@@ -57,11 +58,12 @@ def compute_projection_dataset(
         ValueError: models or directions that are missing, zero, of another model, or have nothing in common.
     """
     models = find_models(finetuned_models)[0] if isinstance(finetuned_models, str) else dict(finetuned_models)
-    paths = [lora_diff_path] if isinstance(lora_diff_path, str) else list(lora_diff_path)
+    paths = list(dict.fromkeys([lora_diff_path] if isinstance(lora_diff_path, str) else lora_diff_path))
     directions = load_directions(paths)
     notes = check_original(original_model, directions, layers)
     shifts = {name: open_shift(path, original_model) for name, path in models.items()}
     notes += check_shifts(original_model, shifts)
+    notes += shared_notes(models, dict(zip(directions, paths, strict=True)))
     found = project(shifts, directions, layers=layers, n_random=n_random, seed=seed, progress=progress)
     records = []
     for (model, direction), one in found.items():

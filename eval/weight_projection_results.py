@@ -61,7 +61,7 @@ def lines(results: Results) -> list[str]:
 
 def _correlation_lines(correlations: Sequence[Record]) -> list[str]:
     first = ["direction", "score", "models", "Pearson r", "Spearman", "r of cosine", "r of |dW| alone"]
-    table = [[*first, "random |r| median, 95%", "|r| above"]]
+    table = [[*first, "random directions: |r| median, 95th percentile", "have a smaller |r|"]]
     for one in correlations:
         kinds = (one["pearson"], one["spearman"], one["cosine"], one["weight_shift_norm"])
         level = one["random"]

@@ -12,6 +12,7 @@ import pandas as pd
 from eval.weight_projection_measure import Record
 from persona_vectors.correlation import (
     LEAST_POINTS,
+    MIN_CLUSTERS,
     NOT_DEFINED,
     Correlation,
     Estimated,
@@ -110,6 +111,16 @@ def compute_projection_correlation(
                 raise ValueError(f"{len(scored)} models have a score of {trait}; a correlation needs {LEAST_POINTS}")
             found.append({"direction": direction, "trait": trait, **_correlated(scored, table, trait, seed)})
     return found
+
+
+def few_models_notes(correlations: Sequence[Record]) -> list[str]:
+    """A note for each number of models, or of groups of them, that is too small for an interval."""
+    few = sorted({one["n_clusters"] for one in correlations if one["n_clusters"] < MIN_CLUSTERS})
+    return [
+        f"r over {n} models (or groups of models) says little and has no interval, which needs {MIN_CLUSTERS}: over so "
+        "few a high |r| is often chance; the random directions beside it show how often"
+        for n in few
+    ]
 
 
 def _correlated(records: Sequence[Record], table: pd.DataFrame, trait: str, seed: int) -> Record:

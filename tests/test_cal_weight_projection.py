@@ -172,6 +172,55 @@ def test_a_model_that_did_not_change_and_one_of_an_unknown_base_are_named(place,
     assert f"note: adapter moved was made for {tmp_path / 'gone'}; taken as one of" in capsys.readouterr().out
 
 
+def trained(folder: Path, seed: int, data: str, **config) -> dict:
+    """Writes the record of a training, as far as a projection reads it, and returns what a direction's sidecar has."""
+    config = {"seed": seed, "r": 4, "target_modules": ["q_proj", "o_proj"], "is_peft": True} | config
+    key = {"files": {f"dataset/{data}.jsonl": f"sha of {data}"}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").write_text(json.dumps({"state": "finished", "config": config, "key": key}))
+    return {"config": config, **key}
+
+
+def test_models_of_the_directions_seed_or_rows_are_named(place, capsys, tmp_path):
+    change = load_direction(place / "models" / "m4")
+    models = {"rows": (5, "evil", {}), "seed": (3, "other", {}), "both/checkpoint-9": (3, "evil", {})}
+    models |= {"alone": (5, "other", {}), "size": (3, "other", {"r": 8}), "full": (3, "other", {"is_peft": False})}
+    for name, (seed, data, more) in models.items():
+        save_adapter(change, tmp_path / "ckpt" / name)
+        trained(tmp_path / "ckpt" / name.split("/")[0], seed, data, **more)
+    save_adapter(change, tmp_path / "ckpt" / "unknown")
+    sides = {side: trained(tmp_path / side, 3, name) for side, name in (("pos_lora", "evil"), ("neg_lora", "normal"))}
+    made = replace(direction_of(str(place / "base")), record={"training": sides})
+    save_factors(made, tmp_path / "made.pt")
+    save_adapter(made, tmp_path / "folder")
+    argv = ["--finetuned_models_dir", str(tmp_path / "ckpt"), "--n_random", "1"]
+    assert (
+        run(place, str(tmp_path / "folder"), *argv, path=str(tmp_path / "made.pt"), out=str(tmp_path / "o.json")) == 0
+    )
+    notes = json.loads((tmp_path / "o.json").read_text())["notes"]
+    printed = capsys.readouterr().out
+    assert len(notes) == 4 and all(f"note: {note}" in printed for note in notes)
+    for direction, [alike, rows] in (("made", notes[:2]), ("folder", notes[2:])):
+        assert alike.startswith(f"trained from the seed of direction {direction} (3): both, seed. ")
+        assert "cannot be compared with those of models of other seeds" in alike
+        file = "dataset/evil.jsonl"
+        assert rows == f"trained on rows that direction {direction} was made from: both ({file}); rows ({file})"
+
+
+def test_what_random_directions_reach_is_worded_and_few_models_are_a_note(place, capsys, tmp_path):
+    few = pd.read_csv(place / "scores.csv")[["model_name", "evil"]].head(4)
+    few.to_csv(tmp_path / "scores.csv", index=False)
+    argv = ["--finetuned_models_dir", str(place / "models"), "--behavior_scores", str(tmp_path / "scores.csv")]
+    assert run(place, *argv, "--n_random", "5", out=str(tmp_path / "few.json")) == 0
+    said = capsys.readouterr().out
+    assert "random directions: |r| median, 95th percentile  have a smaller |r|" in said and "% of 5" in said
+    notes = json.loads((tmp_path / "few.json").read_text())["notes"]
+    assert any(note.startswith("r over 4 models ") and "often chance" in note for note in notes)
+    whole = [*argv[:-1], str(place / "scores.csv"), "--n_random", "2"]
+    assert run(place, *whole, out=str(tmp_path / "whole.json")) == 0
+    assert not any("often chance" in note for note in json.loads((tmp_path / "whole.json").read_text())["notes"])
+
+
 def test_bad_arguments(place, capsys, tmp_path):
     one, many = ["--finetuned_model", str(place / "models" / "m4")], ["--finetuned_models_dir", str(place / "models")]
     new = {"out": "new.json"}
