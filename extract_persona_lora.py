@@ -10,7 +10,7 @@ same settings, initialisation and order of rows, so that D is what the answers' 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,8 +85,11 @@ def main(
     if skip_training:
         _refuse(config=config, seed=seed, overwrite=overwrite)
         _check_there(job)
+        _check_rank(job, rank, _ranks_there(job))
     else:
-        for settings, sides in _trainings(job, config, seed, bias_learning_rate):
+        trainings = _trainings(job, config, seed, bias_learning_rate)
+        _check_rank(job, rank, dict.fromkeys(("pos", "neg"), trainings[0][0].r))
+        for settings, sides in trainings:
             train_persona_lora(model, trait, job.folder, settings, dataset, overwrite, sides)
     if processes()[1]:  # one of those that trained together writes, and the others wait for it
         for variant in job.variants:
@@ -222,6 +225,26 @@ def _check_there(job: Job) -> None:
 
     for folder in dict.fromkeys(path for variant in job.variants for path in _sides(job, variant)):
         check_adapter(folder, job.model)
+
+
+def _ranks_there(job: Job) -> dict[str, int]:
+    """Side -> the highest rank of a module, as the adapter's config says; reads no weights."""
+    from persona_vectors.weight_files import read_adapter_config
+
+    configs = {side: _side(job.folder, side, False) / "adapter_config.json" for side in ("pos", "neg")}
+    there = {side: read_adapter_config(path.parent) for side, path in configs.items() if path.is_file()}
+    return {side: max([one["r"], *(one.get("rank_pattern") or {}).values()]) for side, one in there.items()}
+
+
+def _check_rank(job: Job, rank: int | None, ranks: Mapping[str, int]) -> None:
+    """A ValueError for a rank to write that is more than a direction's own, its sides' together."""
+    for variant in job.variants:
+        own = ranks["pos"] if variant == "non_contrastive" else sum(ranks.values())
+        if variant != "bias" and rank is not None and rank > own:
+            raise ValueError(
+                f"--rank {rank} leaves nothing out: the {variant} direction has rank {own} as it is; give less, or "
+                "leave --rank out"
+            )
 
 
 def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> None:

@@ -91,6 +91,7 @@ def next_lines(direction: WeightDirection, folder: Path, trait: str) -> list[str
     """Commands, as they can be run, that evaluate and serve the direction that the folder holds."""
     model = direction.base
     judge = ["--judge_model", model] if has_own_traits(model) else []  # only it reads the model's own language
+    short = ["--n_per_question", "2", "--max_tokens", "80"] if judge else []  # of a small model's answers
     try:
         load_trait(trait, "eval", model=model, judge_model=judge[-1] if judge else None)
     except ValueError as error:
@@ -98,7 +99,8 @@ def next_lines(direction: WeightDirection, folder: Path, trait: str) -> list[str
     output = Path("eval_persona_eval") / resolve_model(model).label / f"{folder.name}.csv"
     evaluate = [
         *("python", "eval_lora_persona.py", "--model", model, *judge, "--trait", trait),
-        *("--lora_diff_path", str(folder), "--lora_coef", "-1", "0", "1", "--output_path", str(output)),
+        *("--lora_diff_path", str(folder), "--lora_coef", "-1", "0", "1", "--control", "random", *short),
+        *("--output_path", str(output)),
     ]
     return [f"next: {shlex.join(evaluate)}", serving_line(direction, folder)]
 

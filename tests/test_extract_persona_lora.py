@@ -167,10 +167,12 @@ def adapter(place: Path, name: str, r: int, targets: list[str], base: str = "mod
     return place / name
 
 
-def test_sides_of_other_ranks_scales_and_modules(place):
+def test_sides_of_other_ranks_scales_and_modules(place, capsys):
     pos = adapter(place, "ranks/pos_lora", 2, ["q_proj", "o_proj"])
     neg = adapter(place, "ranks/neg_lora", 5, ["o_proj", "up_proj"], use_rslora=True)
-    assert run(place, "--skip_training", "--nolook", out="ranks", trains=False) == 0
+    skip = ["--skip_training", "--nolook"]
+    assert "direction has rank 7" in refused(capsys, place, *skip, "--rank", "8", out="ranks", trains=False)
+    assert run(place, *skip, "--rank", "7", out="ranks", trains=False) == 0
     plus, minus = deltas(place / "model", pos), deltas(place / "model", neg)
     found = load_direction(place / "ranks" / "spite_lora_diff")
     assert found.modules.keys() == plus.keys() | minus.keys() and len(found.modules) == 3 * N_LAYERS
@@ -208,6 +210,10 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
         "layer 0 is the embedding": ["--layer", "0"],
         "rank must be at least 1": ["--rank", "0"],
         "--variants expects": ["--variants", "both"],
+        "--rank 9 leaves nothing out: the contrastive direction has rank 8": [*config(), "--rank", "9"],
+        "--rank 5 leaves nothing out: the non_contrastive direction has rank 4": [
+            *(*config(), "--rank", "5", "--variants", "bias", "non_contrastive"),
+        ],
         "is_peft is False": config(is_peft=False),
         "lora_bias is 'all'": config(lora_bias="all"),
         "loss is 'dpo'": config(loss="dpo", packing=False),
@@ -309,9 +315,14 @@ def test_the_next_command_runs_as_it_is_printed(tiny_persona, tmp_path, monkeypa
     monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     given[-1] = str(tmp_path / given[-1])
-    short = ["--n_per_question", "1", "--max_tokens", "4"]  # the printed one, and less of it
-    assert cli.run(eval_lora_persona.main, [*given, *short]) == 0
-    assert sorted(set(pd.read_csv(given[-1])["coef"])) == [-1, 0, 1]
+    for flag, printed_value, shorter in (("--n_per_question", "2", "1"), ("--max_tokens", "80", "4")):
+        at = given.index(flag) + 1
+        assert given[at] == printed_value
+        given[at] = shorter  # the printed one, and less of it
+    assert cli.run(eval_lora_persona.main, given) == 0
+    table = pd.read_csv(given[-1])
+    assert sorted(set(table["coef"])) == [-1, 0, 1]
+    assert set(table["control"].dropna()) == {"random1", "random2"}, "what is suggested has its control"
 
 
 def test_what_cannot_be_served_or_scored_is_said(tmp_path, tiny_persona):
