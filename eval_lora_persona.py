@@ -113,6 +113,10 @@ def main(
     if compose_shares is not None and not compose:
         raise ValueError("--compose_shares needs --compose")
     resolve_model(model)
+    if not any(coefs):
+        print(
+            "note: --lora_coef is 0, so no direction is applied: these are the model's own answers; 1 applies it once"
+        )
     judge = JudgeOptions(max_concurrent=max_concurrent_judges)
     single = read_directions(model, paths)
     acting = together(single, compose_shares) if compose else single

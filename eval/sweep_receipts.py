@@ -121,11 +121,17 @@ def _line(key: tuple[str, str, int | None], found: Sequence[dict[str, Any]]) -> 
     coefs = _each(f"{receipt['coef']:g}" for receipt in found)
     if layer is None:
         n_modules = found[0]["modules"]
-        changes = _each(f"{receipt['relative_change']:.2g}" for receipt in found)
+        by_coef: dict[float, list[float]] = {}
+        for receipt in found:
+            by_coef.setdefault(receipt["coef"], []).append(receipt["relative_change"])
+        changes = ", ".join(
+            " to ".join(_texts(f"{end:.2g}" for end in (min(one), max(one)))) for one in by_coef.values()
+        )
+        each = f" (at each coef the lowest to the highest of the {n_random})" if matched and n_random > 1 else ""
         worst = max(receipt["relative_error"] for receipt in found)
         return (
             f"steering receipt: {name} in the weights, coef {coefs}: changes {n_modules} modules by {changes} "
-            f"of their outputs, within {worst:.1g} of what was asked, and nothing elsewhere"
+            f"of their outputs{each}, within {worst:.1g} of what was asked, and nothing elsewhere"
         )
     added = _each(f"{receipt['prefill'] or receipt['decode']:.3g}" for receipt in found)
     share = _each(f"{receipt['expected'] / receipt['hidden_norm']:.2g}" for receipt in found)
@@ -138,4 +144,8 @@ def _line(key: tuple[str, str, int | None], found: Sequence[dict[str, Any]]) -> 
 
 def _each(texts: Iterable[str]) -> str:
     """Each text once, in order."""
-    return ", ".join(dict.fromkeys(texts))
+    return ", ".join(_texts(texts))
+
+
+def _texts(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

@@ -61,6 +61,8 @@ def take_weight_receipts(
     """
     ids = torch.tensor([tokenize_prompt(tokenizer, prompt)], device=device_of(model))
     plain = _logits(model, ids)
+    if not plain.isfinite().all():
+        raise ValueError("steering receipt: the model itself gives NaN or infinite logits; use another --dtype")
     return [_receipt(model, ids, plain, steering) for steering in steerings]
 
 
@@ -73,7 +75,7 @@ def _receipt(model: PreTrainedModel, ids: Tensor, plain: Tensor, steering: Weigh
     change = combine([(steering.direction, steering.coef)])
     with steer_rows(model, [beside])([0]), read_modules(model, change) as reading:
         steered = _logits(model, ids)
-    told = check_modules(reading, 1, of="steering receipt")["modules"]
+    told = check_modules(reading, 1, of=f"steering receipt: coef {steering.coef:g}")["modules"]
     merged_error = None
     if steering.mode == "pre_merge":
         with LoRAMerger(model) as merger:

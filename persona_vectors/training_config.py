@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -277,6 +277,10 @@ def _first(error: ValidationError) -> str:
         return f"unknown key {place}{hint}{more}"
     if details["type"] == "missing":
         return f"{place} is missing{more}"
+    if place == "steering_config.type":  # of both blocks: a word that is neither's does not say which was meant
+        kinds = [get_args(block.model_fields["type"].annotation) for block in (SteeringConfig, LoraSteeringConfig)]
+        of_vectors, of_weights = (", ".join(map(repr, one)) for one in kinds)
+        message = f"expected {of_vectors} (with steering_vector_path), or {of_weights} (with lora_path)"
     got = "" if details["type"] == "value_error" and not place else f"; got {json.dumps(details['input'])[:80]}"
     return f"{place}: {message}{got}{more}" if place else f"{message}{more}"
 

@@ -7,6 +7,7 @@ factors themselves, so a direction that acts nowhere, twice, elsewhere, or in on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,6 +150,9 @@ def check_modules(reading: ModuleReading, n_calls: int, of: str = RECEIPT) -> di
 
 
 def _refuse_wrong(call: Change, place: str) -> None:
+    if not math.isfinite(call.error):
+        name = str(call.dtype).removeprefix("torch.")
+        raise ValueError(f"{place}: with the change the output overflows {name} (NaN or infinite); use a smaller coef")
     if not call.error <= TOLERANCE.get(call.dtype, 1e-2):
         raise ValueError(
             f"{place}: the output's change is off by {call.error:.2g} of its size; the model would not be steered as "

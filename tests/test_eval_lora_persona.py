@@ -10,6 +10,7 @@ import torch
 
 import eval_lora_persona
 from eval.model_utils import WeightSteering
+from eval.sweep_receipts import lines
 from eval.weight_receipt import take_weight_receipts
 from eval.weight_settings import expand, read_directions
 from lora_utils import LoRAMerger
@@ -161,6 +162,39 @@ def test_mistakes_are_one_line(call, tmp_path: Path, tiny_persona):
     assert "{trait}" in wrong(trait="evil humorous")
     assert "--engine vllm: vLLM is not installed" in wrong(engine="vllm")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_without_a_coefficient_it_is_said_that_nothing_is_applied(call, tmp_path: Path, tiny_persona):
+    save_adapter(direction(tiny_persona, 0), tmp_path / "d")
+    code, out, _ = call(lora_coef=None, max_tokens="2")
+    assert code == 0 and "note: --lora_coef is 0, so no direction is applied" in out
+
+
+def test_a_change_that_overflows_is_said_with_its_coefficient(call, tmp_path: Path, tiny_persona):
+    save_adapter(direction(tiny_persona, 0), tmp_path / "d")
+    code, _, err = call(lora_coef="1e30")
+    assert code == 2 and "steering receipt: coef 1e+30: model.layers." in err
+    assert "the output overflows float32" in err and "Traceback" not in err
+    model, tokenizer = load_model(tiny_persona, dtype="float32", device_map="cpu")
+    model.get_input_embeddings().weight.data.fill_(torch.inf)
+    with pytest.raises(ValueError, match="the model itself gives NaN or infinite logits"):
+        take_weight_receipts(model, tokenizer, "how are you", [WeightSteering(direction(tiny_persona, 0), 1.0)])
+
+
+def test_the_receipt_of_random_directions_says_that_they_are_several():
+    def receipt(control: str, coef: float, change: float) -> dict:
+        named = {"vector": "", "matched": "x/d"} if control else {"vector": "x/d", "matched": ""}
+        return {**named, "control": control, "coef": coef, "modules": 4, "relative_change": change, "relative_error": 0}
+
+    changes = {"": (0.25, 0.5), "random1": (0.1, 0.2), "random2": (0.12, 0.2), "random3": (0.11, 0.2)}
+    own, random = lines(
+        [receipt(name, c, x) for name, two in changes.items() for c, x in zip((1, 2), two, strict=True)]
+    )
+    assert "d in the weights, coef 1, 2: changes 4 modules by 0.25, 0.5 of their outputs, within" in own
+    assert (
+        "3 random" in random and "coef 1, 2: changes 4 modules by 0.1 to 0.12, 0.2 of their outputs (at each" in random
+    )
+    assert "(at each coef the lowest to the highest of the 3)" in random
 
 
 def test_a_direction_of_another_model_is_named(tiny_persona, tmp_path, capsys):

@@ -83,6 +83,10 @@ BAD = {
     "block key": ({"steering_config": BLOCK | {"coef": 1}}, "unknown key steering_config.coef"),
     "block layers": ({"steering_config": {"steering_vector_path": "v"}}, "steering_config.layers is missing"),
     "block type": ({"steering_config": BLOCK | {"type": "push"}}, "steering_config.type"),
+    "every type": (
+        {"steering_config": BLOCK | {"type": "lorra"}},
+        r"expected 'steer', 'ablate', 'cap', 'penalty' \(with .*_vector_path\), or 'lora' \(with lora_path\); got",
+    ),
     "coefs": ({"steering_config": BLOCK | {"steering_coef": [1, 2]}}, "2 steering_coef for 1 steering_vector_path"),
     "twice": ({"steering_config": BLOCK | {"layers": [2, 2]}}, "names a layer twice"),
     "incremental": ({"steering_config": BLOCK | {"type": "ablate", "incremental": True}}, "incremental is for"),

@@ -409,7 +409,11 @@ def test_a_published_block_with_a_direction_as_a_vector_says_what_to_write(folde
 BAD = {
     "extra": ({"layers": [2]}, "unknown key steering_config.layers"),
     "near": ({"coeff": 2}, "unknown key steering_config.coeff; did you mean coef"),
-    "type": ({"type": "steer"}, "steering_config.type: Input should be 'lora'; got \"steer\""),
+    "type": (
+        {"type": "lorra"},
+        r"steering_config.type: expected 'steer', .*'penalty' \(.*\), or 'lora' \(with lora_path\); got \"lorra\"",
+    ),
+    "type of vectors": ({"type": "steer"}, r"'lora' \(with lora_path\); got \"steer\""),
     "coefs": ({"coef": [1, 2]}, "steering_config: 2 coef for 1 lora_path; give one each"),
     "nan": ({"coef": float("nan")}, "steering_config.coef: Input should be a finite number"),
     "control": ({"random_control": -1}, "steering_config.random_control"),
