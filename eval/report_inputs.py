@@ -23,6 +23,8 @@ SETTING = ["pole", "control", "vector", "matched", "layer", "coef"]
 """Columns of `Table.rows` that say how a row was sampled."""
 PROJECTION = re.compile(r"(?P<name>.+?)_(?P<kind>prompt_last_proj|cos_sim|proj)_layer(?P<layer>\d+)")
 SUFFIXES = (".csv", ".jsonl", ".pt", "_quality.json")
+OF_A_MODEL = ("adapter_config.json", "config.json", "trainer_state.json")
+"""Beside these a .pt file is a checkpoint's own (optimizer, scheduler), and no vectors."""
 TEXTS = ("question", "answer", "question_id")
 
 
@@ -79,7 +81,8 @@ class Inputs:
 
 
 def find_files(given: Sequence[str]) -> list[tuple[str, Path]]:
-    """(name, path) of every file to look at, each once; a folder stands for all tables and vectors under it.
+    """(name, path) of every file to look at, each once; a folder stands for all tables and vectors under it, without
+    what belongs to a model or checkpoint there.
 
     Raises:
         ValueError: a path that does not exist.
@@ -91,10 +94,14 @@ def find_files(given: Sequence[str]) -> list[tuple[str, Path]]:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         for file in files:
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if path.is_file() or (file.name.endswith(SUFFIXES) and not hidden):
+            if path.is_file() or (file.name.endswith(SUFFIXES) and not hidden and not _is_of_a_model(file)):
                 name = str(file.relative_to(path)) if path.is_dir() and len(given) == 1 else str(file)
                 found.setdefault(file.resolve(), (name, file))
     return list(found.values())
+
+
+def _is_of_a_model(file: Path) -> bool:
+    return file.suffix == ".pt" and any(file.with_name(name).exists() for name in OF_A_MODEL)
 
 
 def read_inputs(given: Sequence[str]) -> Inputs:
@@ -126,6 +133,8 @@ def _read(name: str, path: Path, inputs: Inputs) -> None:
         from persona_vectors.vectors import load_vectors
 
         sidecar, _notes = _sidecar(path)
+        if sidecar.get("kind") == "weight direction":
+            raise ValueError("a direction of weights; eval_lora_persona.py makes a table with it, which can be shown")
         inputs.vectors.append(Vectors(name, load_vectors(path).norm(dim=-1).numpy(), sidecar))
     elif path.suffix == ".jsonl":
         inputs.projected.append(_read_projected(name, path))
@@ -217,7 +226,7 @@ def _setting_columns(raw: pd.DataFrame, sidecar: dict[str, Any], notes: list[str
     """How each row was sampled, from the table's own columns or else from its sidecar."""
     import pandas as pd
 
-    settings = sidecar.get("settings") or {}
+    settings = _steering(sidecar)
     poles = raw["question_id"].str.extract(r"_(pos|neg)_\d+$")[0].fillna("")
     if "coef" in raw and "direction" in raw:  # the demo's table of random directions
         layer = (sidecar.get("random_directions") or {}).get("layer")
@@ -240,6 +249,25 @@ def _setting_columns(raw: pd.DataFrame, sidecar: dict[str, Any], notes: list[str
     unsteered = (frame["coef"] == 0) & ~frame["control"].str.startswith("random")
     frame.loc[unsteered, "vector"], frame.loc[unsteered, "layer"] = "", np.nan
     return {column: frame[column] for column in SETTING}
+
+
+def _steering(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with what steered under the names that eval_persona has, whichever command wrote the table."""
+    from eval.compare_settings import WEIGHTS
+    from eval.sweep import TOGETHER
+
+    settings = sidecar.get("settings") or {}
+    directions = settings.get("lora_diff_path")
+    if "lora_coef" in settings:  # eval_lora_persona
+        if settings.get("compose") and isinstance(directions, list):
+            directions = TOGETHER.join(map(str, directions))
+        return {**settings, "coef": settings["lora_coef"], "vector_path": directions}
+    if "activation_vector_path" in settings:  # compare_steering_methods
+        own = {"vector_path": settings["activation_vector_path"]}
+        if sidecar.get("method") == WEIGHTS:
+            own = {"vector_path": directions, "layer": None}
+        return {**settings, **own, "coef": sidecar.get("coef")}
+    return settings
 
 
 def _from_settings(settings: dict[str, Any]) -> dict[str, Any]:

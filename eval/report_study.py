@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.report_inputs import SETTING, Table
+from eval.sweep import TOGETHER
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 from persona_vectors.steerability import frontier
 
@@ -56,7 +57,7 @@ class Shown:
 
     def name(self) -> str:
         """What a reader calls it."""
-        where = "" if self.layer is None else f", layer {self.layer}"
+        where = place(self.layer)
         under = f" under {self.pole} instructions" if self.pole else ""
         return {
             "pos": "with the trait's pos instructions",
@@ -80,8 +81,7 @@ class Curve:
     randoms: dict[str, list[Shown]]
 
     def name(self) -> str:
-        layer = "" if self.layer is None else f", layer {self.layer}"
-        return vector_name(self.vector) + layer + (f", under {self.pole} instructions" if self.pole else "")
+        return vector_name(self.vector) + place(self.layer) + (f", under {self.pole} instructions" if self.pole else "")
 
 
 @dataclass
@@ -139,8 +139,13 @@ class Study:
 
 
 def vector_name(path: str) -> str:
-    """The vector file's name without its ending."""
-    return Path(path).stem if path else "no vector"
+    """The name of the vector's file without its ending, or of the direction's; of several together, all of them."""
+    return TOGETHER.join(Path(one).stem for one in path.split(TOGETHER)) if path else "no vector"
+
+
+def place(layer: Any) -> str:
+    """Where a vector is added, after its name; a direction of weights has no layer."""
+    return " in the weights" if layer is None else f", layer {layer}"
 
 
 def studies(tables: Sequence[Table]) -> list[Study]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from eval.page import visible
 from eval.report_inputs import PROJECTION, Vectors
-from eval.report_study import MIN_COHERENCE, Curve, Shown, Study, spread, vector_name
+from eval.report_study import MIN_COHERENCE, Curve, Shown, Study, place, spread, vector_name
 from persona_vectors.page_plots import LOOKS, Series, boxes, chart
 from persona_vectors.statistics import Interval
 
@@ -60,7 +60,7 @@ def steering_figure(study: Study, curve: Curve) -> Figure | None:
             panels.append((title, chart(series, "steering coefficient", title, label, ylim=(-4, 104))))
     if not panels:
         return None
-    legend = [("s0", "the vector, 95% interval")]
+    legend = [("s0", f"the {'direction' if curve.layer is None else 'vector'}, 95% interval")]
     if curve.randoms:
         legend.append(("random", f"{len(curve.randoms)} random directions: mean, lowest to highest"))
     legend += [("prompt", "system prompt instead of steering")] * bool(prompts)
@@ -165,7 +165,7 @@ def projection_figures(study: Study) -> list[Figure]:
         for one in study.settings:
             if column in one.rows:
                 random = one.kind == "random"
-                name = f"random directions, layer {one.layer}, coef {one.coef or 0:g}" if random else one.name()
+                name = f"random directions{place(one.layer)}, coef {one.coef or 0:g}" if random else one.name()
                 look = {"random": "random", "prompt": "prompt", "unsteered": "base"}.get(one.kind, "s0")
                 groups.setdefault((name, look), []).append(one.rows[column].to_numpy(dtype=float))
         figure = _boxes(column, {key: np.concatenate(parts) for key, parts in groups.items()})

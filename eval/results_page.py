@@ -10,7 +10,17 @@ import numpy as np
 
 from eval.page import environment
 from eval.report_inputs import Inputs
-from eval.report_study import MIN_COHERENCE, Shown, Study, side_by_side, spread, studies, text_or_missing, vector_name
+from eval.report_study import (
+    MIN_COHERENCE,
+    Shown,
+    Study,
+    place,
+    side_by_side,
+    spread,
+    studies,
+    text_or_missing,
+    vector_name,
+)
 from eval.results_figures import (
     frontier_figure,
     layer_figures,
@@ -102,7 +112,7 @@ def _slopes(study: Study) -> list[str]:
             if other.get("control") and other.get("layer") == one.get("layer") and _has_mean(other.get("wrong_way"))
         ]
         beside = f"; of random directions, {min(random):.0%} to {max(random):.0%} do" if random else ""
-        name = f"{vector_name(str(one.get('vector')))}, layer {one.get('layer')}"
+        name = vector_name(str(one.get("vector"))) + place(one.get("layer"))
         share = f"{wrong['mean']:.0%}" if _has_mean(wrong) else "an unknown share"
         lines.append(
             f"{name}: {slope['mean']:+.1f} points of {study.trait} a unit of coef; {share} of {one.get('n_used')} "
@@ -130,7 +140,7 @@ def _rows(study: Study) -> list[dict[str, str]]:
             rows.append(_row(one.name(), [one], one.score.text(), one.coherence.text()))
     for (layer, coef, matched), group in sorted(randoms.items(), key=lambda item: str(item[0])):
         like = f" with the norm of {vector_name(matched)}" if matched and several else ""
-        name = f"{len(group)} random directions{like}, layer {layer}, coef {coef or 0:g}"
+        name = f"{len(group)} random directions{like}{place(layer)}, coef {coef or 0:g}"
         rows.append(_row(name, group, *(_range([getattr(one, of).mean for one in group]) for of in _OF)))
     return rows
 

@@ -338,6 +338,50 @@ def test_each_random_direction_belongs_to_the_vector_whose_norm_it_has(tmp_path)
     }
 
 
+DIRECTION = "loras/evil_lora_diff"
+
+
+def test_a_direction_of_weights_has_no_layer_and_is_no_vector(tmp_path, capsys):
+    table = sweep(layers=(3,), coefs=(1.0, 2.0), prompt=False)
+    table = table.assign(layer=None, vector=table["vector"].where(table["vector"] == "", DIRECTION))
+    slope = {"vector": DIRECTION, "control": "", "layer": None, "n_used": 8, "slope": {"mean": 3.0}, "wrong_way": {}}
+    asked = {"lora_diff_path": DIRECTION, "lora_coef": [0, 1, 2], "n_random": 2}
+    put(tmp_path / "a.csv", table, {"steerability": [slope]}, **asked)
+    text = text_of(page_of(tmp_path, capsys))
+    assert "layer None" not in text and "the direction, 95% interval" in text
+    assert "evil_lora_diff in the weights: +3.0 points of evil a unit of coef" in text
+    assert "2 random directions in the weights, coef 1" in text and "evil_lora_diff in the weights, coef 2" in text
+
+
+def test_a_table_of_one_setting_knows_what_was_in_the_weights(tmp_path):
+    """eval_lora_persona of one coefficient, and the tables of compare_steering_methods, have no columns of it."""
+    put(tmp_path / "one.csv", answers(50), lora_diff_path=[DIRECTION], lora_coef=1.5)
+    put(tmp_path / "sum.csv", answers(60), lora_diff_path=["x/a", "x/b"], lora_coef=1.0, compose=True)
+    compared = {"activation_vector_path": VECTOR, "layer": 3, "lora_diff_path": DIRECTION}
+    put(tmp_path / "v.csv", answers(70), {"method": "activation", "coef": 2.0}, **compared)
+    put(tmp_path / "w.csv", answers(80), {"method": "lora", "coef": 3.0}, **compared)
+    (study,) = studies(read_inputs([str(tmp_path)]).tables)
+    assert {one.name(): round(one.score.mean, -1) for one in study.settings} == {
+        "evil_lora_diff in the weights, coef 1.5": 50,
+        "a + b in the weights, coef 1": 60,
+        "evil_response_avg_diff, layer 3, coef 2": 70,
+        "evil_lora_diff in the weights, coef 3": 80,
+    }
+
+
+def test_what_belongs_to_a_checkpoint_is_passed_over(folder, capsys):
+    for name, beside in (("pos_lora", "adapter_config.json"), ("ckpt/checkpoint-5", "trainer_state.json")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / beside).write_text("{}")
+        torch.save({"state": {}}, folder / name / "optimizer.pt")
+        put(folder / name / "answers.csv", answers(30))
+    code, out, _ = run(capsys, folder)
+    assert code == 0 and "not shown" not in out and "5 tables, 1 vector files" in out
+    torch.save({"modules": {}}, folder / "evil_lora_diff.pt")
+    write_sidecar(folder / "evil_lora_diff.pt", {"kind": "weight direction"})
+    assert "not shown: evil_lora_diff.pt: a direction of weights; eval_lora_persona.py" in run(capsys, folder)[1]
+
+
 def test_a_file_of_projections_alone(tmp_path, capsys):
     rows = [{"messages": [], "chat_evil_proj_layer3": value} for value in (0.1, 0.2, None)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
