@@ -41,6 +41,11 @@ class Run:
         return self.answered.table
 
     @property
+    def words(self) -> float:
+        """Mean words of an answer."""
+        return float(self.table["answer"].str.split().str.len().mean())
+
+    @property
     def name(self) -> str:
         """`activation, coef 1`."""
         own = f"{self.control} of {self.method}" if self.control else self.method
@@ -107,4 +112,5 @@ def _row(run: Run, checked: Checked) -> dict[str, Any]:
     row: dict[str, Any] = {"method": run.method, "control": run.control, "coef": run.coef}
     for name, interval in ((checked.name, run.trait), ("coherence", run.coherence)):
         row |= {f"{name}_mean": interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    row["answer_words_mean"] = run.words
     return row | {"n_scored": run.trait.n, "n_total": len(run.table), "n_questions": run.trait.n_clusters}

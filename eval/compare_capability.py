@@ -17,17 +17,24 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+UNSTEERED = "unsteered"
+EQUAL_TRAIT = (
+    "each method's facts are those at its own best setting, and a stronger steering tends to cost more: compare "
+    "facts lost at equal trait"
+)
+
 
 def capability_at(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], progress: bool = False
 ) -> pd.DataFrame:
-    """capability.csv: unsteered, then each run's steering; accuracy with its interval, and the paired difference."""
+    """capability.csv: unsteered, then each run's steering with the mean trait it reaches; accuracy with its interval,
+    and the paired difference."""
     import pandas as pd
 
     reference = _items(model, tokenizer, None, progress)
-    rows = [_row({"method": "", "control": "", "coef": 0.0}, reference, None)]
+    rows = [_row({"method": UNSTEERED, "control": "", "coef": 0.0, "trait": None}, reference, None)]
     for run in runs:
-        named = {"method": run.method, "control": run.control, "coef": run.coef}
+        named = {"method": run.method, "control": run.control, "coef": run.coef, "trait": run.trait.mean}
         items = _items(model, tokenizer, run.answered.setting.steering, progress)
         rows.append(_row(named, items, paired_difference(items, reference)))
     return pd.DataFrame(rows)
@@ -68,11 +75,14 @@ def capability_lines(table: pd.DataFrame) -> list[str]:
         method = "weights" if row["method"] == WEIGHTS else row["method"]
         name = f"{row['control'] + ' of ' if row['control'] else ''}{method}, coef {row['coef']:g}"
         own = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of {row['n']}"
-        if row["method"]:
-            ends = f"{row['difference_low']:+.3f}, {row['difference_high']:+.3f}"
-            lines.append(f"facts, {name}: {own}; difference {row['difference']:+.3f} [{ends}]")
-        else:
+        if row["method"] == UNSTEERED:
             lines.append(f"facts, unsteered: {own}")
+        else:
+            ends = f"{row['difference_low']:+.3f}, {row['difference_high']:+.3f}"
+            lines.append(
+                f"facts, {name} (trait {row['trait']:.1f}): {own}; difference {row['difference']:+.3f} [{ends}]"
+            )
+    lines.append(EQUAL_TRAIT)
     if not float(table["accuracy"].iloc[0]):
         lines.append(
             "the unsteered model gets none of the facts of models/tiny-persona right, so they say nothing about it; "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Png
 
     from eval.compare_frontier import Agreed
+    from eval.compare_spaces import Change
     from eval.compare_steps import Comparison
 
 LOOKS = {ACTIVATION: "s0", WEIGHTS: "s1"}
@@ -31,6 +32,7 @@ MARKERS = {ACTIVATION: "o", WEIGHTS: "^"}
 NAMES = {ACTIVATION: "activation: coef * v", WEIGHTS: "weights (lora): coef * D"}
 YLIM = (-3, 103)
 N_QUESTIONS = 4
+CHANGE = ("cosine with v", "projection on v/|v|", "norm of the change", "over hidden norm")
 
 
 def findings(found: Comparison) -> dict[str, Any]:
@@ -157,7 +159,9 @@ def _sections(found: Comparison) -> list[Section]:
     if found.spaces is not None:
         sections.append(_space_section(found))
     if found.capability is not None:
-        sections.append(Section("Capability", (), (), *_table_cells(found.capability)))
+        from eval.compare_capability import EQUAL_TRAIT
+
+        sections.append(Section("Capability", [EQUAL_TRAIT], (), *_table_cells(found.capability)))
     return [*sections, Section("Answers", samples=_samples(found))]
 
 
@@ -178,8 +182,8 @@ def _agreed_cells(one: Agreed) -> list[str]:
 def _table_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     def text(value: Any) -> str:
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.4g}"
-        return "" if value is None else str(value)
+            return "-" if np.isnan(value) else f"{value:.4g}"
+        return "-" if value is None else str(value)
 
     rows = table.astype(object).to_dict("records")
     return list(table.columns), [[text(value) for value in row.values()] for row in rows]
@@ -226,27 +230,26 @@ def _space_section(found: Comparison) -> Section:
         series, "layer", "cosine with v", "cosine of the change with v, by layer", ylim=(-1.03, 1.03), whole_x=True
     )
     legend = [("s1", "weights' direction"), ("random", "random directions"), ("base", "95% of random vectors")]
-    rows = [
-        [
-            str(own.layer),
-            "-" if own.cosine is None else f"{own.cosine:+.3f}",
-            own.projection.text(3, sign=True),
-            f"{own.norm:.3f}",
-            f"{own.relative:.3f}",
-            f"{norm:.3f}",
-            ", ".join("-" if (c := other[i].cosine) is None else f"{c:+.3f}" for other in spaces.random),
-        ]
-        for i, (own, norm) in enumerate(zip(spaces.changes, spaces.vector_norms, strict=True))
-    ]
+    rows = []
+    for i, (own, norm) in enumerate(zip(spaces.changes, spaces.vector_norms, strict=True)):
+        texts = zip(_of_change(own), zip(*(_of_change(other[i]) for other in spaces.random), strict=True), strict=True)
+        beside = [text for mine, theirs in texts for text in (mine, "; ".join(theirs))]
+        rows.append([str(own.layer), *beside, f"{norm:.3f}"])
     said = (
         f"Both models read the same {spaces.n_samples} unsteered answers; the change is the mean over the response's "
         f"tokens, with the direction merged at coef {spaces.coef:g}."
     )
-    names = ["layer", "cosine with v", "projection on v/|v|", "norm of the change", "over hidden norm", "|v|"]
+    names = ["layer", *(f"{name}{of}" for name in CHANGE for of in ("", ", random directions")), "|v|"]
     figure = Figure(
         "Cosine of the mean change with the vector of the same layer.", [("cosine by layer", panel)], legend
     )
-    return Section("Weights and activations", [said], [figure], [*names, "cosine, random directions"], rows)
+    return Section("Weights and activations", [said], [figure], names, rows)
+
+
+def _of_change(one: Change) -> list[str]:
+    """The texts under CHANGE."""
+    cosine = "-" if one.cosine is None else f"{one.cosine:+.3f}"
+    return [cosine, one.projection.text(3, sign=True), f"{one.norm:.3f}", f"{one.relative:.3f}"]
 
 
 def _samples(found: Comparison) -> list[tuple[str, list[Shown]]]:

@@ -177,7 +177,7 @@ def unfinished(found: Comparison) -> str:
 
 def columns(trait: str) -> list[str]:
     """Headings of `cells`."""
-    return ["method", "coef", trait, "coherence", "scored"]
+    return ["method", "coef", trait, "coherence", "words an answer", "scored"]
 
 
 def cells(runs: Sequence[Run]) -> list[list[str]]:
@@ -188,6 +188,7 @@ def cells(runs: Sequence[Run]) -> list[list[str]]:
             f"{run.coef:g}",
             run.trait.text(),
             run.coherence.text(),
+            f"{run.words:.0f}",
             f"{run.trait.n}/{len(run.table)}",
         ]
         for run in runs

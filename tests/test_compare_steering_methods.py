@@ -21,7 +21,7 @@ import compare_steering_methods
 from eval import compare_latency
 from eval.capability_probe import probe_accuracy
 from eval.compare_behavior import Behavior, Run, _run
-from eval.compare_capability import capability_at
+from eval.compare_capability import capability_at, capability_lines
 from eval.compare_files import remove_stale
 from eval.compare_frontier import agreement, clearest, find_frontier, next_sample
 from eval.compare_latency import VARIANTS, latency_table, measure_latency
@@ -131,6 +131,7 @@ def test_the_table_is_the_response_tables_means_and_the_unsteered_one_is_both_me
             own = pd.read_csv(done / f"{row.method}_coef_{row.coef:g}.csv")
             assert list(own.columns) == ["question", "prompt", "answer", "question_id", "humorous", "coherence"]
             assert row.humorous_mean == pytest.approx(own["humorous"].mean())
+            assert row.answer_words_mean == pytest.approx(own["answer"].str.split().str.len().mean())
             assert row.n_total == len(own) and row.n_scored == own["humorous"].notna().sum()
             assert row.humorous_low <= row.humorous_mean <= row.humorous_high
     found = read_sidecar(done / "comparison_results.csv")["frontier"]
@@ -166,6 +167,12 @@ def test_the_page_holds_table_figures_and_answers(done):
     page = (done / "report.html").read_text()
     for text in ("lora random1", "<svg", "lora dynamic", "cosine with v", "lora, coef 2", "unsteered"):
         assert text in page
+    for name in ("cosine with v", "projection on v/|v|", "norm of the change", "over hidden norm"):
+        assert f">{name}</th>" in page and f">{name}, random directions</th>" in page
+    last = json.loads((done / "space_analysis.json").read_text())["layers"][-1]
+    assert f">{last['norm']:.3f}<" in page and f">{last['random_like'][0]['norm']:.3f}<" in page
+    answers = pd.read_csv(done / "lora_coef_2.csv")["answer"]
+    assert ">words an answer</th>" in page and f">{answers.str.split().str.len().mean():.0f}</td>" in page
     answer = pd.read_csv(done / "lora_coef_2.csv")["answer"].iloc[0]
     assert answer.split()[0] in page
 
@@ -408,3 +415,7 @@ def test_capability_is_the_probe_of_the_merged_model_and_its_difference_is_paire
     assert found["accuracy"].iloc[1] == pytest.approx(np.mean(right))
     assert found["difference"].iloc[1] == pytest.approx(found["accuracy"].iloc[1] - found["accuracy"].iloc[0])
     assert found["accuracy"].iloc[0] > 0.5 and found["n"].tolist() == [136, 136]
+    assert found["method"].tolist() == ["unsteered", WEIGHTS] and found["trait"].iloc[1] == 1.5
+    first, second, last = capability_lines(found)
+    assert first.startswith("facts, unsteered: ") and second.startswith("facts, weights, coef 4 (trait 1.5): ")
+    assert last.endswith("compare facts lost at equal trait")
