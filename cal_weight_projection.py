@@ -42,7 +42,7 @@ def main(
     the projections of a folder of models are correlated with their scores, beside the random directions' |r| and that
     of |dW| alone: a model that was trained for longer has both a higher score and a larger change.
 
-    LoRA finetunings from the seed of L's trainings share their random A, and so a high cosine whatever they learned:
+    LoRA finetunings from the seed of L's trainings share their random A, so their cosines are on another scale:
     use another seed, and compare models that were made alike.
 
     Args:
