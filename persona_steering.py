@@ -9,7 +9,7 @@ Vectors may be the .npz of quick_persona_extract.py, the .pt of generate_vec.py,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from persona_vectors import cli
 
@@ -42,6 +42,8 @@ def main(
     save_dir: str = "persona_analysis",
     output_path: str | None = None,
     port: int = 7860,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
 ) -> None:
     """Ask a model prompts at several strengths of a vector, or talk to it while the vector steers it.
 
@@ -78,56 +80,71 @@ def main(
         save_dir: folder of the table, unless --output_path names its file.
         output_path: CSV to write: question, prompt, answer, question_id, coef, layer, vector, control.
         port: of the page; 0 is any free port.
+        load_in_8bit: quantise the weights to 8 bits while they are read; needs CUDA and bitsandbytes.
+        load_in_4bit: quantise them to 4 bits (NF4); likewise.
     """
-    from persona_vectors.vllm_available import choose_engine
-
+    arguments = dict(locals())
     batch = batch_test or not (interactive or ui)
-    kind = choose_engine(engine) if batch else "hf"
-    from eval.talk_settings import Settings, shape_of
-    from eval.talk_start import origin_lines, start, trait_of
-    from persona_vectors.models import resolve_model
-    from persona_vectors.vector_files import read_vector_file
-
     if ui:
         from eval.talk_page import check_gradio
 
         check_gradio(port)
-    resolve_model(model_name)
-    file = read_vector_file(vector_file, numbering)
-    shape = shape_of(model_name)
-    begun = start(file, shape, target_layer, analysis_file)
-    from eval.talk_controls import Desk, strengths_for
-
-    strength, strengths = strengths_for(begun, steering_strengths)
-    settings = Settings(
-        shape,
-        file,
-        trait_of(file, model_name),
-        begun.layer,
-        strength,
-        strengths,
-        positions=positions,
-        seed=seed,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        system_prompt=system_prompt,
-    )
-    from eval.finished_answers import Engine
-    from eval.talk import Session
-    from eval.talk_prompts import example_prompts
     from eval.talk_table import new_console, say
     from persona_vectors.files import check_output_path
 
-    prompts, source = (test_prompts, "--test_prompts") if test_prompts else example_prompts(settings.trait, model_name)
-    path = check_output_path(output_path or _default_path(save_dir, model_name, settings.trait), (".csv",))
+    desk, strengths, lines = prepare(arguments, engine if batch else "hf")
+    path = check_output_path(output_path or _default_path(save_dir, model_name, desk.settings.trait), (".csv",))
     console = new_console()
-    say(console, file.line, *origin_lines(file, model_name), *begun.lines)
-    session = Session(Engine(model_name, dtype, device_map, kind=kind), settings)
-    desk = Desk(session, model_name, numbering, list(prompts), source)
+    say(console, *lines)
     if batch:
         ask_all(desk, strengths, control is not None, path, console)
     if interactive or ui:
         converse(desk, ui, port, console)
+
+
+def prepare(
+    arguments: dict[str, Any], engine: Literal["auto", "vllm", "hf"]
+) -> tuple[Desk, tuple[float, ...], list[str]]:
+    """(the session and what it is worked on with, the strengths of the table, what to say first).
+
+    Raises:
+        ValueError: in one line, whatever can be known to be wrong before a model is loaded.
+    """
+    from eval.engine_choice import settle_engine
+    from eval.finished_answers import Engine
+    from eval.talk import Session
+    from eval.talk_controls import Desk, strengths_for
+    from eval.talk_prompts import example_prompts
+    from eval.talk_settings import Settings, shape_of
+    from eval.talk_start import origin_lines, start, trait_of
+    from persona_vectors.models import quantised_bits, resolve_model
+    from persona_vectors.vector_files import read_vector_file
+
+    name, numbering, device_map = (arguments[key] for key in ("model_name", "numbering", "device_map"))
+    bits = quantised_bits(arguments["load_in_4bit"], arguments["load_in_8bit"], device_map)
+    if bits and engine == "vllm":
+        raise ValueError(f"--engine vllm loads weights as they are; leave out --load_in_{bits}bit, or use --engine hf")
+    resolve_model(name)
+    file, shape = read_vector_file(arguments["vector_file"], numbering), shape_of(name)
+    begun = start(file, shape, arguments["target_layer"], arguments["analysis_file"])
+    strength, strengths = strengths_for(begun, arguments["steering_strengths"])
+    same = ("positions", "seed", "temperature", "max_tokens", "system_prompt")
+    settings = Settings(
+        shape,
+        file,
+        trait_of(file, name),
+        begun.layer,
+        strength,
+        strengths,
+        **{key: arguments[key] for key in same},
+    )
+    prompts, source = arguments["test_prompts"], "--test_prompts"
+    if not prompts:
+        prompts, source = example_prompts(settings.trait, name)
+    kind = settle_engine("hf" if bits else engine, [name], device_map, [settings.steering(1.0)])
+    session = Session(Engine(name, arguments["dtype"], device_map, kind=kind, bits=bits), settings)
+    lines = [file.line, *origin_lines(file, name), *begun.lines]
+    return Desk(session, name, numbering, list(prompts), source), strengths, lines
 
 
 def ask_all(desk: Desk, strengths: tuple[float, ...], control: bool, path: Path, console: Console) -> None:
@@ -143,6 +160,7 @@ def ask_all(desk: Desk, strengths: tuple[float, ...], control: bool, path: Path,
         answers, receipts = batch_answers(
             engine, store, desk.settings, desk.examples, asked, lambda line: say(console, line)
         )
+    engine.release()
     if not receipts and any(column.steering for column in asked):
         say(console, "steering receipt: all answers were sampled before, and nothing was steered now")
     headers = ["prompt", *(column.label for column in asked)]
@@ -156,7 +174,6 @@ def converse(desk: Desk, ui: bool, port: int, console: Console) -> None:
     from eval.talk_table import say
 
     engine = desk.session.engine
-    engine.release()
     engine.kind = "hf"
     say(console, *desk.settings.lines(), f"loading {desk.model_name}")
     _ = engine.model

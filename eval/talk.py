@@ -8,15 +8,15 @@ same settings get the same answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from eval.finished_answers import Engine
-from eval.model_utils import Added, key_of, parts_of, steer_rows
-from eval.receipt import Receipt, take_receipts
+from eval.model_utils import Added, key_of, steer_rows
 from eval.sweep_receipts import lines as receipt_lines
+from eval.sweep_receipts import measure
 from eval.talk_settings import Settings
 from persona_vectors.sampling import end_token_ids, sample_answers
 from persona_vectors.tokens import render_prompt
@@ -112,7 +112,7 @@ class Session:
     engine: Engine
     settings: Settings
     turns: list[Turn] = field(default_factory=list)
-    _receipts: dict[str, list[Receipt]] = field(default_factory=dict)
+    _receipts: dict[str, list[Any]] = field(default_factory=dict)
     _answering: bool = False
 
     def messages(self, text: str | None = None) -> list[dict[str, str]]:
@@ -187,14 +187,10 @@ class Session:
         new = {key: added for key, added in keys.items() if key not in self._receipts}
         if not new:
             return []
-        found = take_receipts(self.engine.model, self.engine.tokenizer, prompt, list(new.values()))
-        taken, told = iter(found), []
-        for key, added in new.items():
-            self._receipts[key] = [next(taken) for _ in parts_of(added)]
-            told += [self._named(receipt) for receipt in self._receipts[key]]
-        return receipt_lines(told)
+        self._receipts |= dict(zip(new, measure(self.engine, prompt, list(new.values())), strict=True))
+        return receipt_lines([self._named(receipt) for key in new for receipt in self._receipts[key]])
 
-    def _named(self, receipt: Receipt) -> Mapping[str, Any]:
+    def _named(self, receipt: Any) -> dict[str, Any]:
         names = self.settings.names_at(receipt.layer)
         control = self.settings.control and receipt.layer == self.settings.layer
         which = {"vector": "", "control": "random", "matched": names} if control else {"vector": names, "matched": ""}

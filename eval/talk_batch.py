@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.finished_answers import Engine, answers_of
 from eval.model_utils import Added
-from eval.receipt import take_receipts
 from eval.sweep_receipts import lines as receipt_lines
+from eval.sweep_receipts import measure
 from eval.talk_settings import Settings
 from persona_vectors.files import write_csv_atomic, write_sidecar
 from persona_vectors.tokens import render_prompt
@@ -67,13 +67,9 @@ def batch_answers(
         steered = [column for column in asked if column.steering is not None]
         if not steered:
             return
-        steerings = [column.steering for column in steered]
-        if engine.kind == "vllm":
-            found = engine.vllm(steerings).receipts(rendered[0], steerings)
-        else:
-            found = take_receipts(engine.model, engine.tokenizer, rendered[0], steerings)
+        found = measure(engine, rendered[0], [column.steering for column in steered])
         name = settings.file.path.name
-        for column, receipt in zip(steered, found, strict=True):
+        for column, (receipt,) in zip(steered, found, strict=True):
             which = {"vector": "", "matched": name} if column.control else {"vector": name, "matched": ""}
             receipts.append({"control": column.control, **which, **asdict(receipt)})
         for line in receipt_lines(receipts):

@@ -142,4 +142,4 @@ def _outside(desk: Desk, strengths: Sequence[float]) -> list[str]:
     outside = [f"{one:g}" for one in strengths if not low <= one <= high]
     if not outside:
         return []
-    return [f"note: {', '.join(outside)} is outside the calibrated range, {low:g} to {high:g}: expect broken text"]
+    return [f"note: {', '.join(outside)} is outside the calibrated range, {low:g} to {high:g}, where {found.limit}"]

@@ -183,11 +183,13 @@ def build(desk: Desk, folder: Path) -> Any:
                 said, wrong = tried(answer.result)
             yield [tab, *shown(tab, said, text if wrong else "", wrong=wrong), *fields.values(tab.desk)]
 
-        def control(does: Callable[..., list[str]]) -> Callable[..., list[Any]]:
+        def control(does: Callable[..., list[str]], n_inputs: int) -> Callable[..., list[Any]]:
             def act(tab: Tab | None, *values: Any) -> list[Any]:
                 if tab is None:
                     return [gr.skip() for _ in everything]
-                said, wrong = tried(lambda: does(tab.desk, *values))
+                given, settings = values[:n_inputs], values[n_inputs:]
+                # what was entered elsewhere holds, too: every field is filled anew below
+                said, wrong = tried(lambda: fields.apply(tab.desk, settings) + does(tab.desk, *given))
                 return [tab, *shown(tab, said, wrong=wrong), *fields.values(tab.desk)]
 
             return act
@@ -198,7 +200,7 @@ def build(desk: Desk, folder: Path) -> Any:
         fields.stop.click(lambda tab: tab and tab.stop.set(), [state], None, queue=False)
         fields.example.input(lambda text: text, [fields.example], [fields.text], show_progress="hidden")
         for event, does, inputs in fields.controls():
-            event(control(does), [state, *inputs], everything, show_progress="hidden")
+            event(control(does, len(inputs)), [state, *inputs, *fields.settings], everything, show_progress="hidden")
     return page
 
 

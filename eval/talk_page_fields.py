@@ -130,10 +130,10 @@ def layout(desk: Desk) -> Fields:
             keep = gr.Radio([], label="The conversation goes on with strength", visible=False, elem_id="keep")
             text = gr.Textbox(label="You", placeholder="Say something, or /help", autofocus=True, elem_id="text")
             with gr.Row():
-                send = gr.Button("Send", variant="primary", elem_id="send")
-                stop = gr.Button("Stop", elem_id="stop")
-                undo = gr.Button("Undo", elem_id="undo")
-                reset = gr.Button("New conversation", elem_id="reset")
+                send = gr.Button("Send", variant="primary", elem_id="send", min_width=70)
+                stop = gr.Button("Stop", elem_id="stop", min_width=70)
+                undo = gr.Button("Undo", elem_id="undo", min_width=70)
+                reset = gr.Button("New", elem_id="reset", min_width=70)
             status = gr.HTML(html.status(desk.settings.lines()), elem_id="status")
             example = gr.Dropdown([], label="Something to begin with", elem_id="example")
             with gr.Row():

@@ -37,7 +37,8 @@ def conversation(turns: Sequence[Turn], said: str | None = None, writing: Writin
         parts.append(_answers(texts or [("...", "", False)]))
     if not parts:
         parts = ["<div class='none'>Nothing has been said yet.</div>"]
-    return f"<div class='talk' role='log' aria-label='conversation'>{''.join(parts)}</div>"
+    busy = " aria-busy='true'" if said is not None else ""
+    return f"<div class='talk' role='log' aria-label='conversation'{busy}>{''.join(parts)}</div>"
 
 
 def status(lines: Sequence[str], *, wrong: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,27 @@ STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `python -m eval.calibrate` found for a vector: the coefficient kept and the range, at one layer."""
+    """What `python -m eval.calibrate` found for a vector: the coefficient kept and the range, at one layer.
+
+    Attributes:
+        limit: what holds within the range, in words.
+    """
 
     layer: int
     coef: float
     range: tuple[float, float]
+    limit: str = "answers stay coherent"
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The ends of the range, their halves, and 0, without what has no range."""
+        """The ends of the range, half of the lower one, 0, and the coefficient."""
         low, high = self.range
-        return tuple(sorted({float(f"{one:.3g}") for one in (low, low / 2, 0.0, high / 2, high)}))
+        return tuple(sorted({low, low / 2, 0.0, self.coef, high}))
+
+    @property
+    def line(self) -> str:
+        low, high = self.range
+        return f"calibrated there: coefficient {self.coef:g}; {self.limit} from {low:g} to {high:g}"
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,7 @@ def start(file: VectorFile, shape: ModelShape, target: str | None = None, analys
     check_vector(file, layer, shape)
     lines = [f"layer {layer} of {shape.n_layers}: {why}"]
     if found is not None and found.layer == layer:
-        low, high = found.range
-        lines.append(f"calibrated there: coefficient {found.coef:g}; answers stay coherent from {low:g} to {high:g}")
+        lines.append(found.line)
     elif found is not None:
         lines.append(f"its calibration is for layer {found.layer} and says nothing here")
         found = None
@@ -83,7 +92,13 @@ def calibration_of(file: VectorFile) -> Calibrated | None:
     if not isinstance(told, dict) or told.get("layer") is None or told.get("coef") is None:
         return None
     low, high = told.get("range") or (0.0, told["coef"])
-    return Calibrated(int(told["layer"]), float(told["coef"]), (float(low), float(high)))
+    found = Calibrated(int(told["layer"]), float(told["coef"]), (float(low), float(high)))
+    match told.get("limits"):
+        case {"criterion": "kl", "max_kl": most}:
+            return replace(found, limit=f"p95 token KL to the unsteered model is at most {most:g} nats")
+        case {"criterion": "coherence", "min_coherence": least}:
+            return replace(found, limit=f"mean coherence is at least {least:g}")
+    return found
 
 
 def analysis_beside(path: Path) -> Path | None:

@@ -15,7 +15,7 @@ import persona_steering
 from eval.model_utils import Steering, steer_rows
 from eval.talk_prompts import ANY_TRAIT, OPENINGS, example_prompts
 from eval.talk_settings import ModelShape
-from eval.talk_start import Calibrated, best_layer, start, trait_of
+from eval.talk_start import best_layer, start, trait_of
 from eval.talk_table import printable
 from persona_vectors import cli, models
 from persona_vectors.files import sidecar_path
@@ -161,7 +161,21 @@ def test_a_calibrated_vector_starts_with_its_coefficient_and_its_range(tiny_pers
     assert "coefficient 1.5; answers stay coherent from -1 to 3" in capfd.readouterr().out
     table = pd.read_csv(out)
     assert [*table["coef"]] == [-1, -0.5, 0, 1.5, 3] and [*table["layer"].unique()] == [2]
-    assert Calibrated(2, 0.3, (-2.0, 0.3456)).strengths == (-2, -1, 0, 0.173, 0.346)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({}, "answers stay coherent from -2 to 0.4"),
+        ({"criterion": "coherence", "min_coherence": 70.0, "max_kl": 1.0}, "mean coherence is at least 70 from -2"),
+        ({"criterion": "kl", "min_coherence": 75.0, "max_kl": 0.5}, "at most 0.5 nats from -2 to 0.4"),
+    ],
+)
+def test_a_calibration_says_what_holds_in_its_range(limits, said, tmp_path):
+    file = vector_file(tmp_path, calibration={"layer": 2, "coef": 0.3, "range": [-2, 0.4], "limits": limits})
+    found = start(file, SHAPE)
+    assert found.calibrated is not None and found.calibrated.strengths == (-2, -1, 0, 0.3, 0.4)
+    assert said in found.lines[1]
 
 
 @pytest.mark.parametrize(
