@@ -18,7 +18,7 @@ from eval.trait_scoring import Asking, Condition, Scoring, rows_of, score
 from eval.trait_vectors import ItemVectors, item_vectors, wanted_layers, write
 from persona_vectors.files import check_output_path
 from persona_vectors.models import fingerprint, quantised_bits, resolve_model
-from persona_vectors.questionnaire import TRAITS, Item, Questionnaire, Wording, content_hash, load_questionnaire
+from persona_vectors.questionnaire import OWN, TRAITS, Item, Questionnaire, Wording, content_hash, load_questionnaire
 from persona_vectors.store import Store
 from persona_vectors.traits import canonical_name
 from persona_vectors.vector_files import VectorFile, read_vector_file
@@ -127,8 +127,14 @@ def plan(asked: Asked) -> Plan:
         items=_scored_items(source, trait, own, asked),
         layers=layers,
         conditions=[Condition(UNSTEERED), *told, *steered],
-        notes=[*notes, *more],
+        notes=[*_own_questionnaire(asked, source), *notes, *more],
     )
+
+
+def _own_questionnaire(asked: Asked, source: Questionnaire) -> list[str]:
+    if asked.data_file is not None or source.source == str(OWN):
+        return []
+    return [f"{asked.model_name} ships a questionnaire in its own language, which is taken (--data_file {OWN} is ours)"]
 
 
 def _scored_items(source: Questionnaire, trait: str, own: list[Item], asked: Asked) -> list[Item]:

@@ -86,8 +86,8 @@ def _analysis_png(vectors: ItemVectors) -> Png:
     for (name, values), color in zip(groups.items(), (LOW, HIGH), strict=True):
         axes[2].hist(values.numpy(), edges, color=color, alpha=0.5, label=f"{name} responses")
     axes[2].set(xlabel="projection", title=f"layer {layers[0] if best is None else best.layer}, in sample")
-    for axis in (axes[0], axes[2]):
-        axis.legend(frameon=False, fontsize=8)
+    for axis, place in ((axes[0], "lower left"), (axes[2], "upper center")):
+        axis.legend(frameon=False, fontsize=8, loc=place)
     figure.suptitle(f"{vectors.trait}: {vectors.found.n_questions} items", fontsize=10)
     return figure
 
@@ -126,7 +126,9 @@ def write_profile(
 
 def _section(profile: Profile, names: Sequence[str], lines: Sequence[Outline]) -> Section:
     drawn = plotly_panel(radar_plotly(names, lines))
-    figure = Figure(f"P(high) of each trait; {SCORINGS[profile.scoring]}.", [("", drawn)], [])
+    n_left = len(profile.of("told") + profile.of("steered")) - (MAX_OUTLINES - 1)
+    left = f" The table has {n_left} more conditions than the figure." if n_left > 0 else ""
+    figure = Figure(f"P(high) of each trait; {SCORINGS[profile.scoring]}.{left}", [("", drawn)], [])
     return Section(f"Scored by {profile.scoring}", figures=[figure], columns=profile.columns(), cells=profile.cells())
 
 

@@ -179,9 +179,14 @@ class Profile:
         return [*self._about_labels(), *(self._about(number) for number in asked)]
 
     def _about_labels(self) -> Iterator[str]:
-        """How options were chosen: by their place, and whether at all by a letter."""
+        """Whether options were told apart at all, what their places get, and how often no letter was said."""
         scores = [own.score for row in self.scored for own in row]
         plain = [own.score for own in self.scored[0]]
+        outside = [score.trait for score in plain if not score.permuted_low <= score.score.mean <= score.permuted_high]
+        yield (
+            f"unsteered, {len(outside)} of {len(plain)} traits lie outside what swapped labels give"
+            + (f": {', '.join(outside)}" if outside else "")
+        )
         places = np.array([score.places for score in plain if score.places is not None])
         if len(places):
             shares = ", ".join(f"{letter} {share:.2f}" for letter, share in zip("ABCD", places.mean(0), strict=True))

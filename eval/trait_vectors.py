@@ -99,7 +99,7 @@ def item_vectors(
     means = mean_activations(engine.model, samples, read, ["response_avg"], progress=True)["response_avg"]
     by_response = means.unflatten(0, (len(items), 4))  # (n_items, 4, layers, d_model)
     pos, neg = by_response[:, :2].flatten(0, 1), by_response[:, 2:].flatten(0, 1)
-    questions = [number for number in range(len(items)) for _ in range(2)]
+    questions = [item.question for item in items for _ in range(2)]
     own = [read.index(layer) for layer in layers]
     return ItemVectors(
         trait=items[0].trait,

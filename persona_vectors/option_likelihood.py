@@ -31,7 +31,8 @@ SteerPass = Callable[[Sequence[int]], AbstractContextManager]
 """Given the number of prompt tokens of each row, what steers one forward pass."""
 Found = list[list[float]]
 
-_TOKENS_PER_PASS = {"cpu": 2_048, "cuda": 32_768}  # of prompts, padding included
+_TOKENS_PER_PASS = {"cpu": 2_048, "cuda": 16_384}  # of prompts, padding included
+_CACHED_PER_PASS = {"cpu": 8_192, "cuda": 32_768}  # tokens of prompts that are held again for each of their options
 _LOGITS_PER_PASS = {"cpu": 2**26, "cuda": 2**29}  # tokens * vocabulary: 256 MiB and 2 GiB of float32
 
 
@@ -143,7 +144,7 @@ def _parts(model: PreTrainedModel, lengths: Sequence[int], before: int) -> Itera
     kind, vocab = _kind(model), model.config.get_text_config().vocab_size
     start = 0
     while start < len(lengths):
-        most = min(_LOGITS_PER_PASS[kind] // (vocab * lengths[start]), 4 * _TOKENS_PER_PASS[kind] // before)
+        most = min(_LOGITS_PER_PASS[kind] // (vocab * lengths[start]), _CACHED_PER_PASS[kind] // before)
         yield slice(start, start + max(1, most))
         start += max(1, most)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 import persona_vector_analysis
+from eval.trait_analysis import Asked, plan
 from eval.trait_profile import Profile, steered_conditions
 from eval.trait_scoring import Condition, Scored
 from eval.trait_vectors import wanted_layers
 from persona_vectors import cli
 from persona_vectors.models import load_tokenizer
 from persona_vectors.option_shares import Shares, trait_score
-from persona_vectors.questionnaire import Item
+from persona_vectors.questionnaire import OWN, Item
 from persona_vectors.radar import Outline, radar_plotly, radar_png
 from persona_vectors.vector_files import read_vector_file
 from persona_vectors.vectors import write_vectors
@@ -88,12 +90,13 @@ def test_the_published_command_writes_the_published_files(tiny_persona, tmp_path
 
 def test_a_profile_stands_beside_random_directions(tiny_persona, tmp_path, capsys):
     given = ["--model_name", tiny_persona, "--persona_trait", "Openness", "--layer_start", 3, "--layer_end", 3]
-    given += ["--data_file", small(tmp_path, tiny_persona, 2), "--save_dir", tmp_path, "--scoring", "open", "--profile"]
+    own = small(tmp_path, tiny_persona, 2, ("openness", "extraversion", "narcissism"))
+    given += ["--data_file", own, "--save_dir", tmp_path, "--scoring", "open", "--profile"]
     given += ["--persona_instruction_type", "pos", "neg", "--vector_file", steering_file(tmp_path), "--layer", 3]
     assert command(*given, "--coef", 2, "--n_random", 2) == 0
     table = pd.read_csv(tmp_path / "personality_profile.csv")
-    assert len(table) == 8 * (1 + 2 + 1 + 2)
-    assert table["kind"].value_counts().to_dict() == {"random": 16, "told": 16, "steered": 8, "unsteered": 8}
+    assert len(table) == 3 * (1 + 2 + 1 + 2)
+    assert table["kind"].value_counts().to_dict() == {"random": 6, "told": 6, "steered": 3, "unsteered": 3}
     unsteered = table[table["kind"] == "unsteered"]
     assert (unsteered["shift"] == 0).all() and table["place_A"].isna().all()
     moved = table[(table["condition"] == "coef 2") & (table["trait"] == "openness")].iloc[0]
@@ -108,14 +111,15 @@ def test_a_profile_stands_beside_random_directions(tiny_persona, tmp_path, capsy
     assert "2 random directions of the same norm" in said
 
 
-def test_a_vector_made_of_the_same_items_is_said_to_prove_little(tiny_persona, tmp_path, capsys):
+def test_a_vector_made_of_the_same_items_is_said_to_prove_little(tiny_persona, tmp_path):
     own = small(tmp_path, tiny_persona, 2, ("openness",))
     given = ["--model_name", tiny_persona, "--persona_trait", "openness", "--layer_start", 3, "--layer_end", 3]
-    given += ["--data_file", own, "--save_dir", tmp_path, "--scoring", "open"]
-    assert command(*given) == 0
-    assert "proves little" not in capsys.readouterr().out
-    assert command(*given, "--vector_file", tmp_path / "persona_vectors_openness.npz", "--n_random", 0) == 0
-    assert "proves little" in capsys.readouterr().out
+    assert command(*given, "--data_file", own, "--save_dir", tmp_path, "--scoring", "open") == 0
+    vector_file = str(tmp_path / "persona_vectors_openness.npz")
+    asked = Asked(tiny_persona, "openness", data_file=own, vector_file=vector_file)
+    assert "proves little" in plan(asked).notes[-1]
+    assert plan(asked).conditions[1].steering is not None
+    assert "proves little" not in str(plan(replace(asked, data_file=None)).notes)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "mistral"])
@@ -169,6 +173,15 @@ def test_a_mistake_is_one_line(tiny_persona, tmp_path, capsys, monkeypatch, argu
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_which_questionnaire_is_asked_is_said(tiny_persona, tmp_path):
+    own = plan(Asked(tiny_persona, "openness"))
+    assert own.notes[0].startswith(f"{tiny_persona} ships a questionnaire") and len(own.own) == len(own.items) == 12
+    ours = plan(Asked(tiny_persona, "openness", data_file=str(OWN), profile=True, max_samples=4))
+    assert not [note for note in ours.notes if "ships" in note] and len(ours.own) == 4 and len(ours.items) == 32
+    with pytest.raises(ValueError, match="--profile draws three traits or more"):
+        plan(Asked(tiny_persona, "openness", data_file=small(tmp_path, tiny_persona, 2, ("openness",)), profile=True))
+
+
 def test_layers_are_cut_where_the_model_ends(tiny_persona):
     assert wanted_layers(tiny_persona, None, None)[0] == [1, 2, 3, 4]
     assert wanted_layers(tiny_persona, 2, 20)[0] == [2, 3, 4] and "2 to 4" in wanted_layers(tiny_persona, 2, 20)[1][0]
@@ -200,7 +213,8 @@ def test_a_shift_counts_beside_random_directions(coef, random, followed):
     own = profile({"coef 1": coef, "random 2, coef 1": random}, [0.4, 0.5, 0.6, 0.5])
     assert own.followed(1) is followed
     assert own.largest_random("openness", 1.0) == pytest.approx(abs(random[0]))
-    assert ("as asked" in own.sentences()[0]) is followed
+    assert ("as asked" in own.sentences()[-1]) is followed
+    assert "lie outside what swapped labels give" in own.sentences()[0]
 
 
 def test_a_radar_closes_and_needs_three_traits():

@@ -101,7 +101,7 @@ def test_a_tokenizer_that_cannot_write_the_letters_is_refused(engine):
 
 def test_the_embedded_model_follows_open_answers_and_not_letters(engine, source):
     """What the README says: told to be extraverted it finds extraverted answers likelier, and picks no letters."""
-    asked = source.of("extraversion", 6)
+    asked = source.of("extraversion", 4)
     told = Condition("told pos", "told", systems=("You are an extraverted assistant. Always seek out parties.",))
     shift, places = {}, None
     with Store() as store:
@@ -116,9 +116,9 @@ def test_the_embedded_model_follows_open_answers_and_not_letters(engine, source)
 
 
 def test_the_benchmark_times_what_it_says(source):
-    timing = bench.measure("tiny", bench.tiny_persona(), "text", bench.questionnaire(1, "text", 0), repeats=1)
-    assert timing.n_prompts == 4 and len(timing.ratios) == 1 and timing.worst < 1e-3 and timing.token_ratio > 2
-    assert "text" in bench.table([timing])[-1]
+    timing = bench.measure("tiny", bench.tiny_persona(), "open", bench.questionnaire(4, "open", 0), repeats=1)
+    assert timing.n_prompts == 4 and len(timing.ratios) == 1 and timing.worst < 1e-3 and timing.token_ratio > 1.5
+    assert "open" in bench.table([timing])[-1]
     letters, opens = (bench.random_choices(2, scoring, 0) for scoring in ("letter", "open"))
     assert len(letters) == 8 and len(opens) == 2 and bench.token_ratio(letters) == pytest.approx(4, abs=0.05)
     assert {item.trait for item in source.items} == set(TRAITS)
