@@ -83,6 +83,22 @@ def effective_pairs(
     return pairs.loc[pairs.pop("kept")].reset_index(drop=True)
 
 
+def all_pairs(pos: pd.DataFrame, neg: pd.DataFrame, trait: str) -> pd.DataFrame:
+    """Every pair of responses with an answer on both sides, whatever it shows: for tables that no judge has scored.
+
+    Paired as in `effective_pairs`, with its columns; `_trait` and `_coherence` are NaN.
+
+    Raises:
+        ValueError: as there; no pair at all.
+    """
+    unscored = {trait: np.nan, "coherence": np.nan}
+    pairs, counts = _judged_pairs(pos.assign(**unscored), neg.assign(**unscored), trait, 0, "pos_neg")
+    there = np.asarray((pairs["pos_answer"] != "") & (pairs["neg_answer"] != ""))
+    if not there.any():
+        raise ValueError(f"none of {counts.n_pairs} pairs has an answer on both sides")
+    return pairs.drop(columns="kept").loc[there].reset_index(drop=True)
+
+
 def count_pairs(
     pos: pd.DataFrame, neg: pd.DataFrame, trait: str, threshold: float = 50, contrast: Contrast | None = None
 ) -> PairCounts:
