@@ -187,6 +187,8 @@ class Profile:
             f"unsteered, {len(outside)} of {len(plain)} traits lie outside what swapped labels give"
             + (f": {', '.join(outside)}" if outside else "")
         )
+        if self.scoring != "letter":
+            yield "the level of a score also says how usual its words are; what a condition shifts does not"
         places = np.array([score.places for score in plain if score.places is not None])
         if len(places):
             shares = ", ".join(f"{letter} {share:.2f}" for letter, share in zip("ABCD", places.mean(0), strict=True))

@@ -214,7 +214,9 @@ def test_a_shift_counts_beside_random_directions(coef, random, followed):
     assert own.followed(1) is followed
     assert own.largest_random("openness", 1.0) == pytest.approx(abs(random[0]))
     assert ("as asked" in own.sentences()[-1]) is followed
-    assert "lie outside what swapped labels give" in own.sentences()[0]
+    assert (
+        "lie outside what swapped labels give" in own.sentences()[0] and "how usual its words are" in own.sentences()[1]
+    )
 
 
 def test_a_radar_closes_and_needs_three_traits():
