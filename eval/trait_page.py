@@ -86,8 +86,8 @@ def _analysis_png(vectors: ItemVectors) -> Png:
     for (name, values), color in zip(groups.items(), (LOW, HIGH), strict=True):
         axes[2].hist(values.numpy(), edges, color=color, alpha=0.5, label=f"{name} responses")
     axes[2].set(xlabel="projection", title=f"layer {layers[0] if best is None else best.layer}, in sample")
-    for axis, place in ((axes[0], "lower left"), (axes[2], "upper center")):
-        axis.legend(frameon=False, fontsize=8, loc=place)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    axes[2].legend(frameon=False, fontsize=8, loc="upper center")
     figure.suptitle(f"{vectors.trait}: {vectors.found.n_questions} items", fontsize=10)
     return figure
 
