@@ -142,7 +142,7 @@ class Settings:
     def lines(self) -> list[str]:
         """What is set, for a person."""
         shown = " ".join(f"{one:g}" for one in self.strengths)
-        several = f"side by side {shown}; " if self.compared else ""
+        several = f"side by side {shown}; " if len(self.strengths) > 1 else ""
         what = f"a random direction of {self.file.path.name}'s norm" if self.control else self.file.path.name
         return [
             f"vector: {what} ({self.trait}) at layer {self.layer} of {self.shape.n_layers}, {self.positions} tokens",
