@@ -24,6 +24,7 @@ def main(
     methods: list[Method] | None = None,
     compare_steering: bool = False,
     steer_layer: int | None = None,
+    calibrate: bool = False,
     coefs: list[float] = [0.5, 1, 1.5, 2],  # noqa: B006 (read only; cli shows it)
     max_tokens: int = 200,
     seed: int = 0,
@@ -62,6 +63,8 @@ def main(
             other traits included), pca (of the pairs' differences), probe (logistic regression), lda (whitened).
         compare_steering: steer by each method's direction at one layer, beside random directions; needs a judge.
         steer_layer: that layer; default the best one here, which need not be the one that steers best.
+        calibrate: also find the coefficients that keep answers coherent at each layer, as python -m eval.calibrate does
+            (judged, or by token KL without a judge), and write them into the vectors' sidecar.
         coefs: coefficients of --compare_steering, in units of the difference of means at that layer.
         max_tokens: most tokens of an answer.
         seed: of the random streams of answers, folds, random directions and resampling.

@@ -95,13 +95,19 @@ def main(
     run(Asked(**locals()))
 
 
-def run(asked: Asked) -> Calibration:
-    """Checks, calibrates, prints the tables, writes the sidecar's entry, the answers' figures and says where."""
+def run(asked: Asked, engine: Engine | None = None) -> Calibration:
+    """Checks, calibrates, prints the tables, writes the sidecar's entry and the figure, and says where.
+
+    Args:
+        engine: one that is there already, of the same model.
+    """
+    from eval.engine_choice import settle_engine
     from eval.finished_answers import Engine
     from persona_vectors.store import Store
-    from persona_vectors.vllm_available import choose_engine
 
-    engine = Engine(asked.model, asked.dtype, asked.device_map, kind=choose_engine(asked.engine))
+    if engine is None:
+        kind = settle_engine(asked.engine, [asked.model], asked.device_map)
+        engine = Engine(asked.model, asked.dtype, asked.device_map, kind=kind)
     with Store() as store:
         work = prepare(asked, engine, store)
         from eval.calibration import calibrate

@@ -146,9 +146,9 @@ def main(
             stem>_means/, from where generate_vec.py and cal_projection take them (0.4 MB an answer of a 7B model).
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
-    from persona_vectors.vllm_available import choose_engine
+    from eval.engine_choice import settle_engine
 
-    kind = arguments["engine"] = choose_engine(engine)
+    kind = arguments["engine"] = settle_engine(engine, [model], device_map)
     from eval.judge_choice import settle_judge
     from eval.kept_means import KeptMeans, check_capture
     from eval.sweep import Grid, check_grid, check_numbers, check_placeholder, check_system_prompt, several

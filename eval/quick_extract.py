@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eval.engine_choice import settle_engine
 from eval.finished_answers import Engine
 from eval.questions import DEFAULT_JUDGE, Question, load_persona_questions
 from eval.sweep import Setting, Study, check_once, several
@@ -30,7 +31,6 @@ from persona_vectors.pairs import PairCounts, all_pairs, count_pairs, effective_
 from persona_vectors.store import Store
 from persona_vectors.tokens import tokenize_sample
 from persona_vectors.traits import Trait, load_trait
-from persona_vectors.vllm_available import choose_engine
 
 PUBLISHED_RANGE = (10, 20)
 
@@ -50,6 +50,7 @@ class Asked:
     methods: list[str] | None = None
     compare_steering: bool = False
     steer_layer: int | None = None
+    calibrate: bool = False
     coefs: tuple[float, ...] | list[float] = (0.5, 1, 1.5, 2)
     max_tokens: int = 200
     seed: int = 0
@@ -144,8 +145,8 @@ def plan(asked: Asked) -> Plan:
     bits = quantised_bits(asked.load_in_4bit, asked.load_in_8bit, asked.device_map)
     if bits and asked.engine == "vllm":
         raise ValueError(f"--engine vllm loads weights as they are; leave out --load_in_{bits}bit, or use --engine hf")
-    kind = choose_engine("hf" if bits else asked.engine)
     resolve_model(asked.model_name)
+    kind = settle_engine("hf" if bits else asked.engine, [asked.model_name], asked.device_map)
     layers, notes = wanted_layers(asked)
     if asked.judge_model is not None:
         check_judge(asked.judge_model)

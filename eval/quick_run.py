@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval import quick_methods, quick_steering
+from eval import calibrate, quick_methods, quick_steering
 from eval.analysis_page import Section
 from eval.quick_extract import Asked, Plan, Reading, plan, read_traits
 from eval.quick_figures import write_figures
@@ -35,6 +35,8 @@ def run(asked: Asked) -> dict[str, Separations]:
     for number, one in enumerate(readings):
         try:
             found[one.name] = _report(asked, work, readings, number, names)
+            if asked.calibrate:
+                _calibrate(asked, work, one)
         except ValueError as error:  # the other traits' answers are there
             failures.append(f"{one.name}: {error}")
     if failures:
@@ -55,6 +57,24 @@ def _report(asked: Asked, work: Plan, readings: Sequence[Reading], number: int, 
     written += write_figures(asked, reading, found, sections)
     print("saved " + ", ".join(str(path) for path in written), flush=True)
     return found
+
+
+def _calibrate(asked: Asked, work: Plan, reading: Reading) -> None:
+    """The vectors' ranges of coefficients, found and written by the command that does just this."""
+    base = reading.plan.base
+    print(f"\ncalibrating {reading.name}", flush=True)
+    calibrate.run(
+        calibrate.Asked(
+            model=asked.model_name,
+            vector_file=str(base.with_name(f"{base.name}_vectors.npz")),
+            trait=reading.plan.given,
+            judge_model=asked.judge_model,
+            layers=[layer for layer in work.layers if layer] if len(work.layers) <= 8 else None,
+            max_tokens=asked.max_tokens,
+            seed=asked.seed,
+        ),
+        work.engine,
+    )
 
 
 def _compare(
