@@ -22,6 +22,8 @@ SLOWEST_FIRST = (
     "test_paper_script.py",
     "test_readme_weights.py",
     "test_training.py",
+    "test_readme_analysis.py",
+    "test_calibration.py",
     "test_demo.py",
     "test_eval_persona.py",
     "test_kill.py",

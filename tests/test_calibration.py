@@ -144,7 +144,8 @@ def test_a_range_is_found_confirmed_and_kept(vector_file: Path, capsys, monkeypa
     assert high == pytest.approx(size * layer["residual_norm"] / layer["vector_norm"], rel=1e-3)
     at = {(point["control"], point["coef"]): point for point in entry["confirmed"]}
     kept = at["", entry["coef"]]
-    assert kept["coherence"]["mean"] >= 75 and kept["trait"]["mean"] > at["", 0.0]["trait"]["mean"] + 20
+    random = max(point["trait"]["mean"] for (name, coef), point in at.items() if name and coef == entry["coef"])
+    assert kept["coherence"]["mean"] >= 75 and kept["trait"]["mean"] > random + 5
     assert set(kept["crosstalk"]) == {"optimistic"} and len(entry["confirmed"]) == 1 + 4 * 3
     larger = [coef for name, coef in at if not name and coef > entry["coef"]]
     assert all(at["", coef]["coherence"]["mean"] < 75 for coef in larger)

@@ -49,6 +49,8 @@ APART = ("accelerate", "generate_trait")
 """Commands that read nothing of earlier ones: tests/test_readme_apart.py, so that two workers share the time."""
 OF_WEIGHTS = ("persona_lora", "lora_diff_path", "lora_steer")
 """Commands of directions of weights, which read what one another write: tests/test_readme_weights.py."""
+OF_ANALYSIS = ("persona_analysis", "quick_persona_extract", "persona_vector_analysis")
+"""Commands of the quick look: tests/test_readme_analysis.py."""
 LEVELS = ("misaligned_2", "misaligned_1", "normal")
 
 
@@ -109,6 +111,10 @@ def is_of_weights(command: str) -> bool:
     return any(word in command for word in OF_WEIGHTS)
 
 
+def is_of_analysis(command: str) -> bool:
+    return any(word in command for word in OF_ANALYSIS)
+
+
 def few_steps(checkout: Path, steps: int) -> None:
     """The embedded model's configs train for a part of their 60 steps."""
     for config in (checkout / "configs").glob("train_tiny*.json"):
@@ -131,7 +137,8 @@ def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write; but the script that makes evil's vector comes first:
     train_with_prevention.sh would run it itself."""
     few_steps(checkout, 5)
-    commands = [command for command in COMMANDS[2:] if not is_apart(command) and not is_of_weights(command)]
+    elsewhere = (is_apart, is_of_weights, is_of_analysis)
+    commands = [command for command in COMMANDS[2:] if not any(is_of(command) for is_of in elsewhere)]
     for command in sorted(commands, key=lambda command: not command.startswith(VECTOR)):
         run_command(command, checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
