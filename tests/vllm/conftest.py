@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-
-pytest.importorskip("vllm")
 
 from persona_vectors.models import load_model
 from persona_vectors.vllm_steering import Lora, SteeredLLM
 from persona_vectors.weight_files import save_adapter
+from tests.vllm.servers import SMALL, Server, hooks_on, save_vectors, start
 from tests.vllm.trial import BLOCK, Trial, engine, prompt_ids, trial_of
 from tests.weight_adapters import random_direction
 
@@ -57,3 +57,21 @@ def compiled(tiny_persona, persona) -> Iterator[SteeredLLM]:
     size = {"max_model_len": 512, "max_num_seqs": 64, "max_loras": N_ADAPTERS, "max_lora_rank": 8}
     with engine(tiny_persona, persona, processes=True, **size) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def vector_folder(tmp_path_factory) -> Path:
+    return save_vectors(tmp_path_factory.mktemp("vectors"))
+
+
+@pytest.fixture(scope="session")
+def server(vector_folder) -> Iterator[Server]:
+    """A server that takes 16 requests at once; the last of test_serve_faults.py kills it."""
+    server = start(vector_folder, *SMALL)
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def by_hooks(tiny_persona) -> Callable[..., str]:
+    return hooks_on(tiny_persona)

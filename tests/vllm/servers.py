@@ -21,6 +21,7 @@ from persona_vectors.models import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "models/tiny-persona"
+SMALL = ("--enforce_eager", "--max_model_len", "512", "--max_num_seqs", "16", "--api_key", "secret")
 QUESTIONS = ("Name a good book.", "Tell me about gardens.", "How should I spend my evening?")
 STEPS = [
     [{"vector": "a", "layer": 2, "coef": 1.0, "positions": "all"}],

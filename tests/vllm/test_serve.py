@@ -15,16 +15,7 @@ from openai import APIStatusError, AuthenticationError, BadRequestError
 
 from persona_vectors.interventions import KINDS, POSITIONS
 from persona_vectors.models import load_tokenizer
-from tests.vllm.servers import MODEL, QUESTIONS, ROOT, STEPS, ask, hooks_on, messages, save_vectors, start
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    options = ("--enforce_eager", "--max_model_len", "512", "--max_num_seqs", "16", "--api_key", "secret")
-    server = start(save_vectors(tmp_path_factory.mktemp("vectors")), *options)
-    assert "receipt: 2 vectors at 8 layers" in server.log.read_text()
-    yield server
-    server.end()
+from tests.vllm.servers import MODEL, QUESTIONS, ROOT, STEPS, ask, messages
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +23,8 @@ def client(server):
     return server.client()
 
 
-@pytest.fixture(scope="module")
-def by_hooks():
-    return hooks_on(str(ROOT / MODEL))
+def test_what_was_measured_is_said_before_anything_is_served(server):
+    assert "receipt: 2 vectors at 8 layers; at least 1.0000 of each was seen" in server.log.read_text()
 
 
 def test_concurrent_answers_are_those_of_hooks(client, by_hooks):

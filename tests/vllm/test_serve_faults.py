@@ -6,9 +6,8 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +20,12 @@ from eval.serve_engine import listen
 from tests.vllm.servers import (
     MODEL,
     QUESTIONS,
-    ROOT,
+    SMALL,
     STEPS,
     Server,
     ask,
     hooks_on,
     messages,
-    save_vectors,
     start,
     wait_until_gone,
 )
@@ -35,25 +33,7 @@ from tests.vllm.servers import (
 N_CLIENTS = 20
 N_MANY = 2000
 N_TOKENS = 6  # of those many
-SMALL = ("--max_model_len", "512", "--max_num_seqs", "16", "--api_key", "secret")
 LONG = 400  # tokens of an answer: seconds of work
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return save_vectors(tmp_path_factory.mktemp("vectors"))
-
-
-@pytest.fixture(scope="module")
-def server(folder) -> Iterator[Server]:
-    server = start(folder, "--enforce_eager", *SMALL)
-    yield server
-    server.end()
-
-
-@pytest.fixture(scope="module")
-def by_hooks() -> Callable[..., str]:
-    return hooks_on(str(ROOT / MODEL))
 
 
 def own_steps(k: int) -> list[dict[str, Any]]:
@@ -110,18 +90,19 @@ def test_a_request_that_overflows_is_refused_and_others_are_answered(server, by_
 
 
 def stream_text(client: OpenAI, question: str, steps: list[dict[str, Any]], **options: Any) -> str:
+    extra = {"model": MODEL, "steering": steps} | options
     stream = client.chat.completions.create(
-        model=MODEL, messages=messages(question), temperature=0, stream=True, extra_body={"steering": steps} | options
+        model=extra.pop("model"), messages=messages(question), temperature=0, stream=True, extra_body=extra
     )
     chunks = list(stream)
     assert chunks[-1].choices[0].finish_reason is not None, "a stream ended as if it were whole"
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def under_load(server: Server, k: int) -> str | None:
+def under_load(server: Server, k: int, model: str) -> str | None:
     """A long answer, None where the client got an error; every other client streams it."""
     client, question = server.client(), QUESTIONS[k % 3]
-    options = {"max_tokens": LONG, "ignore_eos": True}
+    options = {"max_tokens": LONG, "ignore_eos": True, "model": model}
     try:
         if k % 2:
             return stream_text(client, question, own_steps(100 * k), **options)
@@ -130,10 +111,10 @@ def under_load(server: Server, k: int) -> str | None:
         return None
 
 
-def all_at_once(server: Server, then: int | None = None) -> list[str | None]:
+def all_at_once(server: Server, then: int | None = None, model: str = MODEL) -> list[str | None]:
     """What each client gets, the server being sent a signal in mid-work."""
     with ThreadPoolExecutor(N_CLIENTS) as pool:
-        waiting = [pool.submit(under_load, server, k) for k in range(N_CLIENTS)]
+        waiting = [pool.submit(under_load, server, k, model) for k in range(N_CLIENTS)]
         if then is not None:
             time.sleep(0.5)
             assert not all(one.done() for one in waiting)
@@ -141,8 +122,9 @@ def all_at_once(server: Server, then: int | None = None) -> list[str | None]:
         return [one.result() for one in waiting]
 
 
-def test_killed_and_restarted_under_load(server, folder):
-    """SIGKILL, which no process can answer; then SIGTERM. The third server has an adapter for its model, compiled."""
+def test_killed_and_restarted_under_load(server, vector_folder, tiny_persona, loras, by_hooks):
+    """SIGKILL, which no process can answer, and later SIGTERM. Started again, the server's model is an adapter of the
+    first one's, which is the model of requests that name it."""
     first = all_at_once(server)
     assert all(first) and len(set(first)) > N_CLIENTS // 2
     family = server.family()
@@ -153,11 +135,12 @@ def test_killed_and_restarted_under_load(server, folder):
     assert server.process.wait(60) == -signal.SIGKILL
     wait_until_gone(family)
 
-    second = start(folder, "--enforce_eager", *SMALL, port=server.port)
+    second = start(vector_folder, *SMALL, model=loras[0].folder, port=server.port)
     try:
-        assert all_at_once(second) == first
+        assert all_at_once(second, model=tiny_persona) == first
+        check_both_models(second.client(), {loras[0].folder: hooks_on(loras[0].folder), tiny_persona: by_hooks})
         family = second.family()
-        got = all_at_once(second, signal.SIGTERM)
+        got = all_at_once(second, signal.SIGTERM, tiny_persona)
         assert all(one in (None, whole) for one, whole in zip(got, first, strict=True))
         assert second.process.wait(60) == 0
         wait_until_gone(family)
@@ -166,22 +149,15 @@ def test_killed_and_restarted_under_load(server, folder):
     listen("127.0.0.1", server.port).close()  # it is free
 
 
-def test_a_model_that_is_an_adapter_served_compiled(folder, by_hooks, loras, tiny_persona):
-    """A request that names no model has the adapter, and its steering on top; one that names the base has not."""
-    model = loras[0].folder
-    adapted = hooks_on(model)
-    server = start(folder, *SMALL, model=model)
-    try:
-        client = server.client()
-        asked = [(question, steps) for question in QUESTIONS for steps in ([], *STEPS[:4])]
-        with ThreadPoolExecutor(2 * len(asked)) as pool:
-            got = [pool.submit(ask, client, *one, model=model) for one in asked]
-            plain = [pool.submit(ask, client, *one, model=tiny_persona) for one in asked]
-        want = [adapted(*one) for one in asked]
-        assert [one.result() for one in got] == want
-        assert [one.result() for one in plain] == [by_hooks(*one) for one in asked]
-        assert sum(one.result() != text for one, text in zip(plain, want, strict=True)) > len(asked) // 2
-        assert client.post("/chat/completions", cast_to=object, body={"messages": messages(QUESTIONS[0])})
-    finally:
-        server.end()
-    assert server.process.returncode == 0
+def check_both_models(client: OpenAI, models: dict[str, Callable[..., str]]) -> None:
+    """In one batch, each model's answers are those of hooks on it; the first is that of requests that name none."""
+    asked = [(question, steps) for question in QUESTIONS for steps in ([], *STEPS[:4])]
+    with ThreadPoolExecutor(64) as pool:
+        waiting = {name: [pool.submit(ask, client, *one, model=name) for one in asked] for name in models}
+    got = {name: [one.result() for one in answers] for name, answers in waiting.items()}
+    assert got == {name: [hooks(*one) for one in asked] for name, hooks in models.items()}
+    one, other = got.values()
+    assert sum(mine != theirs for mine, theirs in zip(one, other, strict=True)) > len(asked) // 2
+    body = {"messages": messages(QUESTIONS[0]), "temperature": 0, "max_tokens": 16}
+    unnamed: Any = client.post("/chat/completions", cast_to=object, body=body)
+    assert unnamed["choices"][0]["message"]["content"] == one[0]
