@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -31,6 +32,9 @@ from persona_vectors.pairs import PairCounts, all_pairs, count_pairs, effective_
 from persona_vectors.store import Store
 from persona_vectors.tokens import tokenize_sample
 from persona_vectors.traits import Trait, load_trait
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PUBLISHED_RANGE = (10, 20)
 
@@ -248,7 +252,8 @@ def read_traits(asked: Asked, work: Plan, store: Store) -> tuple[list[Reading], 
     failures = []
     for one in work.traits:
         try:
-            kept.append((one, *_pairs(one, tables[one.trait.name], asked)))
+            pairs, counts = _pairs(one, tables[one.trait.name], asked)
+            kept.append((one, _readable(pairs, work.engine.tokenizer), counts))
         except ValueError as error:
             failures.append(f"{one.trait.name}: {error}")
     activations = _read(work, [pairs for _, pairs, _ in kept])
@@ -274,9 +279,20 @@ def _pairs(one: TraitPlan, sides: dict[str, pd.DataFrame], asked: Asked) -> tupl
     else:
         given = sides["pos"], sides["neg"], name, asked.threshold, "pos_neg"
         pairs, counts = effective_pairs(*given), count_pairs(*given)
-    if len(pairs) < 2:
-        raise ValueError("1 pair of answers counts, and a mean needs more; raise --n_samples")
     return pairs, counts
+
+
+def _readable(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """The pairs whose answers are tokens on both sides: a text can be made of what its tokenizer reads as nothing."""
+    there = np.ones(len(pairs), dtype=bool)
+    for side in ("pos", "neg"):
+        told = zip(pairs[f"{side}_prompt"], pairs[f"{side}_answer"], strict=True)
+        there &= [tokenize_sample(tokenizer, prompt, answer).response_len > 0 for prompt, answer in told]
+    if there.sum() < 2:
+        raise ValueError(
+            f"{there.sum()} of {len(pairs)} pairs of answers can be read; a mean needs 2: raise --n_samples"
+        )
+    return pairs.loc[there].reset_index(drop=True)
 
 
 def _read(work: Plan, pairs: Sequence[pd.DataFrame]) -> list[tuple[Tensor, Tensor]]:

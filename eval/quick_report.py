@@ -78,16 +78,12 @@ def verdict(best: LayerSeparation, n_layers: int) -> str:
     value = f"{where}: held-out AUC {best.auc.text(2)}"
     if best.quality.beats_random:
         return f"{value}, {band(best.auc.mean)}"
-    plain = (
-        f"{value}; random directions reach {best.quality.auc_random_95:.2f}, so the band ({band(best.auc.mean)}) means"
-    )
-    if best.separation is None or best.random_95 is None:
-        return f"{plain} nothing here"
-    beats = best.separation > best.random_95
+    plain = f"{value}; random directions reach {best.quality.auc_random_95:.2f}, so the band ({band(best.auc.mean)})"
+    if best.separation is None or best.random_95 is None or best.separation <= best.random_95:
+        return f"{plain} means nothing: the vector separates no better than a random direction may"
     return (
-        f"{plain} little here: the two sides differ in every direction. Separation tells more: {best.separation:.1f}, "
-        f"{'above' if beats else 'and'} the random directions' 95th percentile of {best.random_95:.1f}"
-        f"{'' if beats else ', which is no less'}"
+        f"{plain} means little: the two sides differ in many directions. Separation tells more: {best.separation:.1f}, "
+        f"above the random directions' 95th percentile of {best.random_95:.1f}"
     )
 
 

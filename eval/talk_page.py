@@ -181,7 +181,11 @@ def build(desk: Desk, folder: Path) -> Any:
                 finally:
                     tab.stop.set()  # where the tab was closed meanwhile
                 said, wrong = tried(answer.result)
-            yield [tab, *shown(tab, said, text if wrong else "", wrong=wrong), *fields.values(tab.desk)]
+            yield [tab, *shown(tab, said, text if wrong else "", wrong=wrong), *held(tab, wrong)]
+
+        def held(tab: Tab, wrong: bool) -> list[Any]:
+            """The fields as the settings are; after an error as they stand, to be put right."""
+            return [gr.skip() for _ in fields.settings] if wrong else fields.values(tab.desk)
 
         def control(does: Callable[..., list[str]], n_inputs: int) -> Callable[..., list[Any]]:
             def act(tab: Tab | None, *values: Any) -> list[Any]:
@@ -190,7 +194,7 @@ def build(desk: Desk, folder: Path) -> Any:
                 given, settings = values[:n_inputs], values[n_inputs:]
                 # what was entered elsewhere holds, too: every field is filled anew below
                 said, wrong = tried(lambda: fields.apply(tab.desk, settings) + does(tab.desk, *given))
-                return [tab, *shown(tab, said, wrong=wrong), *fields.values(tab.desk)]
+                return [tab, *shown(tab, said, wrong=wrong), *held(tab, wrong)]
 
             return act
 
