@@ -74,11 +74,12 @@ class LabelEngine:
     def _start(self) -> Any:
         from vllm import LLM
 
+        options = self._options
         if on_cuda():
             free, total = torch.cuda.mem_get_info()  # this process may hold a model there
-            self._options.setdefault("gpu_memory_utilization", _FREE_MEMORY * free / total)
+            options = {"gpu_memory_utilization": _FREE_MEMORY * free / total, **options}
         try:
-            return LLM(resolve_model(self._name).base, **self._options)
+            return LLM(resolve_model(self._name).base, **options)
         except (ValueError, RuntimeError) as error:
             why = textwrap.shorten(str(error), 300, placeholder=" ...")
             raise ValueError(f"vLLM does not start with the judge {self._name}; use --engine hf ({why})") from error
