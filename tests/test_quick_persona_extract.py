@@ -79,6 +79,10 @@ def test_the_published_files_are_written_and_read_back(extracted):
             told["proj_high_mean"] > told["proj_low_mean"] and told["split_half"] <= told["split_half_spearman_brown"]
         )
     assert Path(f"{base}_analysis.png").read_bytes().startswith(b"\x89PNG")
+    page = Path(f"{base}_analysis.html").read_text()
+    own = re.sub(r"<script>/\*\*\n\* plotly.js.*?</script>", "", page, flags=re.S)
+    assert len(own) < 300_000 < len(page) and own.count('class="plotly-graph-div"') == 3 and '"sliders"' in own
+    assert not re.search(r'(src|href)="https?://', own)
     answers = pd.read_csv(f"{base}_answers.csv")
     assert len(answers) == 30 and answers["answer"].str.len().min() > 0
 
