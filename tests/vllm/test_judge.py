@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
+from eval import eval_persona
 from eval.finished_scores import score_keys, scores_of
 from judge import COHERENCE_PROMPT, JudgeOptions, LocalJudge, fill_prompt, make_judge, release_local_judges
 from persona_vectors import label_odds, local_judges, vllm_odds
+from persona_vectors.files import read_sidecar
 from persona_vectors.models import load_model
 from persona_vectors.scores import aggregate
 from persona_vectors.store import Store
 from persona_vectors.vllm_odds import LabelEngine
+from persona_vectors.vllm_steering import SteeredLLM
 from tests.vllm import judges
 from tests.vllm.judges import digit_judge
 
@@ -164,3 +168,30 @@ def test_a_judge_through_the_store_in_an_engine_of_its_own_that_ends_when_releas
             assert make_judge(TINY, template, options=options).score_batch(ITEMS[:1]) == pytest.approx(found[:1])
     finally:
         release_local_judges()
+
+
+def test_a_command_ends_its_sampler_before_the_judge_starts_and_the_judge_after_it(tmp_path, monkeypatch):
+    """eval_persona samples and judges with vLLM, says so, and starts neither again for what is finished."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    events: list[str] = []
+
+    def heard(owner: Any, method: str, event: str) -> None:
+        own = getattr(owner, method)
+        monkeypatch.setattr(owner, method, lambda *args, **options: [events.append(event), own(*args, **options)][1])
+
+    heard(SteeredLLM, "__init__", "sampler starts")
+    heard(SteeredLLM, "close", "sampler ends")
+    heard(LabelEngine, "_start", "judge starts")
+    heard(LabelEngine, "close", "judge ends")
+    table = tmp_path / "evil.csv"
+    asked = {"version": "eval", "engine": "vllm", "n_per_question": 1, "max_tokens": 12, "judge_model": TINY}
+    eval_persona.main(TINY, "evil", str(table), **asked)
+    assert events == ["sampler starts", "sampler ends", "judge starts", "judge ends"]
+    assert read_sidecar(table)["judge"]["engine"].startswith("vllm")
+    found = pd.read_csv(table, keep_default_na=False)
+    expected = LocalJudge(TINY, COHERENCE_PROMPT).score_batch(list(zip(found.question, found.answer, strict=True)))
+    assert found.coherence.tolist() == pytest.approx(expected, abs=1e-2)
+    eval_persona.main(TINY, "evil", str(table), **asked)
+    assert events[4:] == []
+    release_local_judges()
