@@ -38,7 +38,8 @@ def main(model_name: str = TINY, n_samples: int = 5, threads: int = 1) -> None:
     """
     from eval.text_table import aligned
 
-    rows, slowest = [list(COLUMNS)], 0.0
+    rows: list[list[str]] = [list(COLUMNS)]
+    slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for trait in (*BIG_FIVE, *DARK_TRIAD):
             seconds, processor = timed(model_name, trait, n_samples, threads, Path(folder))
