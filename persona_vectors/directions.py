@@ -3,8 +3,9 @@
 Each is a function (pos, neg) -> direction, (n_pos, d) and (n_neg, d) to (d,), that points from neg to pos; its length
 means nothing until `scaled`. `statistics.held_out_auc` takes any of them.
 
-A direction that separates best is not the one that steers best: a probe may read a trait by something that follows from
-it, and may weigh up coordinates that hardly vary, which pushes the model where no text takes it.
+A direction that separates best need not steer best: whitening weighs up coordinates that hardly vary, which no text
+takes the model along. Measured on 8 traits of the embedded model (benchmarks/LOG.md), lda parted answers 1.7 times as
+far as the difference of means and steered better than random directions in 1 trait, the difference of means in 7.
 """
 
 from __future__ import annotations
