@@ -235,8 +235,10 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._clear_errors():
-            self._connection.execute("BEGIN IMMEDIATE")
+            if self._connection.in_transaction:  # Ctrl-C came after BEGIN and before the block that ends it
+                self._connection.execute("ROLLBACK")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:

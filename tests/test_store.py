@@ -111,6 +111,34 @@ def test_a_damaged_file_is_one_line_with_the_path_and_what_to_do(content, tmp_pa
     assert path.read_bytes() == content  # nobody's file is destroyed
 
 
+class Interrupted:
+    """A connection on which Ctrl-C comes just after a transaction began."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self.connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+    def execute(self, query, *arguments):
+        found = self.connection.execute(query, *arguments)
+        if query.startswith("BEGIN"):
+            raise KeyboardInterrupt
+        return found
+
+
+def test_what_is_kept_on_the_way_out_of_an_interrupted_write_is_stored(tmp_path, monkeypatch):
+    with Store(tmp_path / "s.sqlite") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_connection", Interrupted(store._connection))
+            with pytest.raises(KeyboardInterrupt):
+                store.put_many({"a": 1}, kind="answer")
+        store.put_many({"b": 2}, kind="answer")
+        store._connection.execute("BEGIN IMMEDIATE")  # the block that ends it never ran
+        store.put_many({"c": 3}, kind="answer")
+        assert store.get_many(["a", "b", "c"]) == {"b": 2, "c": 3}
+
+
 def test_a_full_disk_is_said_and_what_was_stored_is_kept(tmp_path):
     with Store(tmp_path / "s") as store:
         store.put_many({"early": 1}, kind="x")
