@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from persona_vectors.store import Store
 
 
+CROSSTALK = ("evil", "impolite", "optimistic", "humorous", "apathetic", "extraversion", "openness")
+
+
 @dataclass(frozen=True)
 class Asked:
     """The arguments of `main`."""
@@ -80,10 +83,10 @@ def main(
         layers: hidden_states indices to calibrate; default at most 8 of the file's, evenly apart.
         criterion: coherence (judged, at least min_coherence) or kl (95th percentile of the answers' tokens' KL of the
             steered to the unsteered model, at most max_kl); default coherence where there is a judge.
-        min_coherence (0-100): mean over answers.
+        min_coherence (0-100): mean over answers; one that the judge could not score counts as 0.
         max_kl: nats.
-        crosstalk: other traits whose judges score the confirming answers; default those that ship for the model, at
-            most 6; none with a judge that is asked over an API unless named.
+        crosstalk: other traits whose judges score the confirming answers; default evil, impolite, optimistic, humorous,
+            apathetic, extraversion and openness with a local judge, and none where a judge is asked over an API.
         n_per_question: samples of each question; 1 samples at temperature 0, otherwise 1.
         max_tokens: most tokens of an answer.
         seed: of the halves of the questions, the random streams and the random directions.
@@ -198,9 +201,7 @@ def _others(asked: Asked, trait: str) -> dict[str, str]:
         return {}
     names: Sequence[str] = asked.crosstalk or []
     if asked.crosstalk is None and is_local_judge(asked.judge_model):
-        names = [
-            name for name in ("evil", "impolite", "optimistic", "humorous", "apathetic", "extraversion", "openness")
-        ]
+        names = CROSSTALK
     loaded = {}
     for name in names:
         if canonical_name(Path(name).stem) != trait:

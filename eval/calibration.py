@@ -22,7 +22,7 @@ from eval.finished_answers import Engine, answers_of
 from eval.finished_scores import scores_of
 from eval.model_utils import Steering
 from eval.residual_norm import norms_of
-from eval.sweep import Setting, Study
+from eval.sweep import Setting, Study, random_seed
 from eval.sweep_answers import rendered
 from eval.sweep_receipts import Receipts
 from eval.token_kl import token_kl
@@ -42,8 +42,8 @@ PERCENTILE = 95.0  # of the tokens' KL
 
 @dataclass(frozen=True)
 class Limits:
-    """What a coefficient must leave: mean coherence of at least `min_coherence`, or the 95th percentile of the tokens'
-    KL to the unsteered model of at most `max_kl` nats."""
+    """What a coefficient must leave: mean coherence of at least `min_coherence` (no score counts as 0),
+    or the 95th percentile of the tokens' KL to the unsteered model of at most `max_kl` nats."""
 
     criterion: Literal["coherence", "kl"]
     min_coherence: float = 75.0
@@ -100,7 +100,7 @@ class LayerRange:
     @property
     def range(self) -> tuple[float, float]:
         """The lowest and highest coefficient that passed."""
-        return -self.coef(self.down.passed), self.coef(self.up.passed)
+        return 0.0 - self.coef(self.down.passed), self.coef(self.up.passed)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _within(
         values = [_kl(work, work.questions, steering) for steering in steerings]
         passed = [value <= work.limits.max_kl for value in values]
     else:
-        values = [float(np.nanmean(found)) for found in _scores(work, work.questions, steerings, "coherence")]
+        values = [mean_coherence(found) for found in _scores(work, work.questions, steerings, "coherence")]
         passed = [value >= work.limits.min_coherence for value in values]
     unit = "nats" if work.limits.criterion == "kl" else "coherence"
     told = (
@@ -205,9 +205,15 @@ def _within(
     return dict(zip(sizes, passed, strict=True))
 
 
+def mean_coherence(scores: Float[np.ndarray, " n"]) -> float:
+    """The mean, an answer without a score counting as 0: broken text is what a judge cannot score, and without it a
+    coefficient would pass by its few good answers."""
+    return float(np.nan_to_num(scores, nan=0.0).mean())
+
+
 def _check_unsteered(work: Work) -> None:
     [found] = _scores(work, work.questions, [None], "coherence")
-    mean = float(np.nanmean(found))
+    mean = mean_coherence(found)
     if not mean >= work.limits.min_coherence:
         raise ValueError(
             f"the unsteered answers have a mean coherence of {mean:.1f}, below {work.limits.min_coherence:g}: no "
@@ -220,6 +226,10 @@ def _answers(work: Work, questions: Sequence[Question], steerings: Sequence[Stee
     rows = _rows(work, questions)
     settings = [Setting(one.coef, one.layer, steering=one) for one in steerings if one is not None]
     receipts = Receipts(work.engine, work.store, [Study(work.trait, Path(), list(questions), settings)])
+
+    def measure() -> None:
+        receipts.take()
+
     texts = answers_of(
         work.engine,
         rendered(work.engine.tokenizer, rows) * len(steerings),
@@ -229,7 +239,7 @@ def _answers(work: Work, questions: Sequence[Question], steerings: Sequence[Stee
         steerings=[steering for steering in steerings for _ in rows],
         store=work.store,
         progress=False,
-        before_sampling=lambda: None if receipts.take() else None,
+        before_sampling=measure,
     )
     return [texts[i * len(rows) : (i + 1) * len(rows)] for i in range(len(steerings))]
 
@@ -246,8 +256,8 @@ def _scores(
     template = {**work.others, **questions[0].judge_prompts}[name]
     found = scores_of(work.judge_model, template, items, store=work.store)
     scores = np.array([np.nan if score is None else score for score in found]).reshape(len(steerings), -1)
-    if np.isnan(scores).all(axis=1).any():
-        raise ValueError(f"the judge gave no {name} score for any of {scores.shape[1]} answers; try another judge")
+    if np.isnan(scores).all():
+        raise ValueError(f"the judge gave no {name} score for any of {scores.size} answers; try another judge")
     return scores
 
 
@@ -281,7 +291,8 @@ def _confirmed(work: Work, ranges: list[LayerRange], best: LayerRange) -> Calibr
         coef = max(within, default=None)
         return Calibration(ranges, best.layer, coef, kl=kls.get(coef or 0.0))
     directions = {"": vector}
-    drawn = random_directions(N_RANDOM, len(vector), best.vector_norm, work.seed)
+    seed = random_seed(work.seed, work.trait, best.layer, "")
+    drawn = random_directions(N_RANDOM, len(vector), best.vector_norm, seed)
     directions |= {f"random{number}": one.clone() for number, one in enumerate(drawn, 1)}
     keys = [("", 0.0)] + [(name, best.coef(size)) for name in directions for size in sizes]
     steerings = [None if not coef else Steering(directions[name], best.layer, coef) for name, coef in keys]
@@ -295,7 +306,7 @@ def _confirmed(work: Work, ranges: list[LayerRange], best: LayerRange) -> Calibr
         Point(
             *key,
             interval(scored[work.trait][i]),
-            interval(scored["coherence"][i]),
+            interval(np.nan_to_num(scored["coherence"][i], nan=0.0)),  # as the limit counts them
             {other: interval(scored[other][i] - scored[other][0]) for other in work.others},
         )
         for i, key in enumerate(keys)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.calibration import N_RANDOM, PERCENTILE, Calibration, LayerRange, Point, Work
 from eval.calibration_bounds import LEAST
+from eval.sweep_summary import described
 from persona_vectors import plots
 from persona_vectors.files import (
     provenance,
@@ -19,7 +20,6 @@ from persona_vectors.files import (
     write_json_atomic,
     write_sidecar,
 )
-from persona_vectors.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +152,12 @@ def entry(found: Calibration, work: Work) -> dict[str, Any]:
         ],
         "confirmed": [_point(point) for point in found.points],
         "steerability": [
-            {"control": name, "slope": _told(one.slope), "wrong_way": _told(one.wrong_way), "n_used": one.n_used}
+            {
+                "control": name,
+                "slope": described(one.slope),
+                "wrong_way": described(one.wrong_way),
+                "n_used": one.n_used,
+            }
             for name, one in found.steerable.items()
         ],
     }
@@ -162,15 +167,11 @@ def _point(point: Point) -> dict[str, Any]:
     return {
         "control": point.control,
         "coef": point.coef,
-        "trait": _told(point.trait),
-        "coherence": _told(point.coherence),
-        "crosstalk": {name: _told(shift) for name, shift in point.shifts.items()},
+        "trait": described(point.trait),
+        "n_scored": point.trait.n,
+        "coherence": described(point.coherence),
+        "crosstalk": {name: described(shift) for name, shift in point.shifts.items()},
     }
-
-
-def _told(interval: Interval) -> dict[str, float | None]:
-    numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
 def write(asked: Asked, found: Calibration, work: Work) -> list[str]:

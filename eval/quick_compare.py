@@ -1,7 +1,7 @@
 """What the quick extractions in a folder say of one another: best layers by trait and model, and cosines of vectors.
 
-Traits of one model are compared at the layer that is best for most of them; models at the layer of each that is as deep
-in it, where their vectors have one width. Beside each cosine stands what random directions of that width give.
+Traits of one model are compared at the layer that is best for most of them; models each at its own best layer, where
+their vectors have one width. Beside each cosine stands what random directions of that width give.
 """
 
 from __future__ import annotations

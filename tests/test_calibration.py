@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import calibrate
+from eval.calibration import mean_coherence
 from eval.calibration_bounds import LEAST, MOST, START, TOLERANCE, Arm, Bracket, find_bounds
 from eval.model_utils import Steering
 from eval.token_kl import token_kl
@@ -51,6 +53,12 @@ def test_the_first_sizes_are_doubled_until_one_fails():
     assert [Bracket().next_size, Bracket(START).next_size, Bracket(MOST).next_size] == [START, 2 * START, None]
     assert Bracket(1.0, 2.0).next_size == 1.5
     assert Bracket(0.95, 1.0).next_size is None and Bracket(0.0, LEAST).next_size is None
+
+
+def test_an_answer_without_a_score_is_not_coherent():
+    """Otherwise the more answers break so far that no judge rates them, the better the rest would look."""
+    assert mean_coherence(np.array([90.0, np.nan])) == 45.0
+    assert mean_coherence(np.array([np.nan, np.nan])) == 0.0
 
 
 @pytest.fixture(scope="module")
