@@ -269,7 +269,7 @@ def _kl(work: Work, questions: Sequence[Question], steering: Steering) -> float:
     """The 95th percentile of the tokens' KL, over the unsteered answers' tokens; from the store where known."""
     prompts = rendered(work.engine.tokenizer, _rows(work, questions))
     [texts] = _answers(work, questions, [None])
-    key = content_key("token_kl", **work.engine.key(), steering=steering.key(), prompts=prompts, texts=texts)
+    key = content_key("token_kl", **work.engine.reading_key(), steering=steering.key(), prompts=prompts, texts=texts)
     if key in (known := work.store.get_many([key])):
         return known[key]
     tokenizer = work.engine.tokenizer

@@ -26,7 +26,7 @@ def norms_of(
 ) -> dict[int, float]:
     """Layer -> mean residual norm over the prompts, from the store where it was read before."""
     texts = sorted(set(prompts))
-    keys = {layer: content_key("residual_norm", **engine.key(), prompts=texts, layer=layer) for layer in layers}
+    keys = {layer: content_key("residual_norm", **engine.reading_key(), prompts=texts, layer=layer) for layer in layers}
     known = {} if overwrite else store.get_many(list(keys.values()))
     todo = [layer for layer, key in keys.items() if key not in known]
     if todo:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_vectors.label_walk import walk
+from persona_vectors.memory import say_halved
 from persona_vectors.scores import AnswerTree, Path, answer_tree, labels_of
 from persona_vectors.tokens import pad_batch, render_prompt, tokenize_prompt, tokenize_sample
 
@@ -103,7 +104,7 @@ Odds = dict[str, Float[Tensor, " batch"]]
 def _in_memory(
     walked: Callable[[Sequence[Sequence[int]]], Odds], texts: list[str], ids: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[list[str], Odds]]:
-    """The batch's label probabilities; a batch that does not fit the device is halved until it does."""
+    """The batch's label probabilities; a batch that does not fit the device is halved until it does, which is said."""
     try:
         odds = walked([ids[text] for text in texts])
     except torch.OutOfMemoryError:
@@ -113,7 +114,7 @@ def _in_memory(
     if odds is not None:
         yield texts, odds
         return
-    torch.cuda.empty_cache()
+    say_halved("scoring", len(texts))
     middle = len(texts) // 2
     yield from _in_memory(walked, texts[:middle], ids)
     yield from _in_memory(walked, texts[middle:], ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Mapping
 
@@ -52,6 +53,24 @@ def test_any_model_behind_the_walk_gives_the_label_odds(split, eval_type):
         assert {label: float(p[row]) for label, p in odds.items()} == pytest.approx(expected[text], abs=1e-6)
     assert max(float(p.max()) for p in odds.values()) > 1e-5
     assert len(read.asked) <= tree.depth + 1  # one question for each depth
+
+
+def test_prompts_that_do_not_fit_are_halved_and_that_is_said(monkeypatch, caplog):
+    tokenizer = number_tokenizer("digits")
+    model = judging_model(tokenizer)
+    names = dict.fromkeys(["How kind?", "Kind?", "Is this an answer to that?"], "item")
+    expected, real = dict(label_odds(model, tokenizer, names, "0_100")), model.forward
+
+    def small(input_ids, **inputs):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return real(input_ids=input_ids, **inputs)
+
+    small.__signature__ = inspect.signature(real)  # it says what a model takes
+    monkeypatch.setattr(model, "forward", small)
+    found = dict(label_odds(model, tokenizer, names, "0_100"))
+    assert all(found[text] == pytest.approx(odds, abs=1e-6) for text, odds in expected.items())
+    assert "out of memory while scoring 3 at once; going on with 1" in caplog.text
 
 
 paths = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
