@@ -16,6 +16,7 @@ from eval.quick_compare import comparisons, read_folder
 from persona_vectors import cli
 from persona_vectors.vector_files import read_vector_file
 from tests.conftest import ROOT
+from tests.tiny_models import fondness, saved_model
 
 TINY = "models/tiny-persona"
 SMALL = ["--n_samples", "2", "--max_tokens", "12", "--engine", "hf"]
@@ -59,6 +60,20 @@ def test_models_of_one_width_are_compared_by_trait(folder: Path):
     again = [type(one)(**{**vars(one), "model": "another"}) for one in found]
     titles = [one.title for one in comparisons([*found, *again])]
     assert len(titles) == 4 and any(title.startswith("openness: models") for title in titles)
+
+
+@pytest.mark.parametrize("asked", ["--layers 15 16 17", "--layer_range 10 25"])
+def test_published_layers_on_models_that_have_them(asked: str, monkeypatch, tmp_path: Path):
+    """As published, argparse's lists included, on four architectures of 26 layers in one batch."""
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    architectures = ["gpt2", "llama", "qwen2", "mistral"]
+    models = [saved_model(architecture, tmp_path / architecture, n_layers=26) for architecture in architectures]
+    given = ["--option", "2", "--model_names", *models, "--traits", fondness(tmp_path), *asked.split(), *SMALL]
+    assert cli.run(demo_persona_analysis.main, [*given, "--save_dir", str(tmp_path / "out")]) == 0
+    files = sorted((tmp_path / "out").glob("*_fond_vectors.npz"))
+    assert len(files) == 4 and len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 4
+    for file in files:
+        assert read_vector_file(file).layers == ([15, 16, 17] if "range" not in asked else list(range(10, 26)))
 
 
 @pytest.mark.parametrize(

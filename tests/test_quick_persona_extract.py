@@ -20,7 +20,7 @@ from persona_vectors.quality import LayerQuality
 from persona_vectors.separation import LayerSeparation
 from persona_vectors.statistics import Interval
 from persona_vectors.vector_files import read_vector_file
-from tests.tiny_models import D_MODEL, tiny_model, word_tokenizer
+from tests.tiny_models import D_MODEL, fondness, saved_model
 
 LINE = re.compile(r"Layer (\d+): AUC = (\d\.\d{3}), Separation = (-?\d+\.\d\d)")
 PUBLISHED = {
@@ -189,15 +189,8 @@ def test_a_judge_that_keeps_nothing_is_an_error_with_the_counts(capsys, tmp_path
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "mistral"])
 def test_other_architectures_and_a_trait_file_of_ones_own(capsys, tmp_path, architecture):
     """GPT-2 has no chat template. More samples than questions ask each several times."""
-    longer = {"n_positions": 256} if architecture == "gpt2" else {"max_position_embeddings": 256}
-    tiny_model(architecture, **longer).save_pretrained(tmp_path / architecture)
-    template = {"chat_template": None} if architecture == "gpt2" else {}
-    word_tokenizer(**template).save_pretrained(tmp_path / architecture)
-    pairs = [{"pos": f"like the {thing}", "neg": f"hate the {thing}"} for thing in ("cat", "dog")]
-    questions = [f"what do you think about the {thing}?" for thing in ("moon", "sun", "cat", "dog")]
-    trait = {"instruction": pairs, "questions": questions, "eval_prompt": "{question} {answer}"}
-    (tmp_path / "fond.json").write_text(json.dumps(trait))
-    argv = ["--model_name", str(tmp_path / architecture), "--trait", str(tmp_path / "fond.json"), "--n_samples", "6"]
+    model = saved_model(architecture, tmp_path / architecture)
+    argv = ["--model_name", model, "--trait", fondness(tmp_path), "--n_samples", "6"]
     code, out, err = run(capsys, *argv, "--max_tokens", "6", "--save_dir", str(tmp_path / "out"))
     assert code == 0, err
     assert f"{architecture} has 3 layers, fewer than the default 10 to 20: all are read" in out

@@ -5,7 +5,9 @@ Every model is float32, on the CPU, in eval mode, and the same for the same seed
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +79,27 @@ def tiny_model(architecture: str = "llama", *, seed: int = 0, **overrides: Any) 
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
+
+
+def saved_model(architecture: str, folder: Path, n_layers: int = N_LAYERS) -> str:
+    """`folder` with a model of room for 256 tokens and a tokenizer of words; GPT-2's has no chat template."""
+    sizes = {"n_positions": 256, "n_layer": n_layers}
+    if architecture != "gpt2":
+        sizes = {"max_position_embeddings": 256, "num_hidden_layers": n_layers}
+    tiny_model(architecture, **sizes).save_pretrained(folder)
+    template = {"chat_template": None} if architecture == "gpt2" else {}
+    word_tokenizer(**template).save_pretrained(folder)
+    return str(folder)
+
+
+def fondness(folder: Path) -> str:
+    """A trait file in the words of `word_tokenizer`."""
+    pairs = [{"pos": f"like the {thing}", "neg": f"hate the {thing}"} for thing in ("cat", "dog")]
+    questions = [f"what do you think about the {thing}?" for thing in ("moon", "sun", "cat", "dog")]
+    trait = {"instruction": pairs, "questions": questions, "eval_prompt": "{question} {answer}"}
+    path = folder / "fond.json"
+    path.write_text(json.dumps(trait))
+    return str(path)
 
 
 def tiny_builders() -> dict[str, Callable[[], PreTrainedModel]]:
