@@ -58,17 +58,20 @@ def environment(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def new_client(max_requests_per_minute: int | None = None) -> AsyncOpenAI:
+def new_client(
+    max_requests_per_minute: int | None = None, *, base_url: str | None = None, api_key: str | None = None
+) -> AsyncOpenAI:
     """A client for OPENAI_BASE_URL (OpenAI itself where it is not set); it belongs to the event loop that uses it.
 
-    With a limit its requests are sent `60 / max_requests_per_minute` seconds apart, retries included.
+    `base_url`, with the key that belongs to it, is asked instead. With a limit requests are sent
+    `60 / max_requests_per_minute` seconds apart, retries included.
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     return AsyncOpenAI(
         http_client=DefaultAsyncHttpxClient(event_hooks={"request": [_Schedule(max_requests_per_minute)]}),
-        api_key=environment("OPENAI_API_KEY") or "none",  # a server of one's own may want none
-        base_url=environment("OPENAI_BASE_URL") or OPENAI_URL,
+        api_key=(api_key if base_url else environment("OPENAI_API_KEY")) or "none",  # one's own server may want none
+        base_url=base_url or environment("OPENAI_BASE_URL") or OPENAI_URL,
         max_retries=MAX_RETRIES,
         timeout=TIMEOUT_SECONDS,
     )
