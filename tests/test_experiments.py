@@ -1,0 +1,175 @@
+"""The experiments, end to end on the embedded model and variants of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval import model_variants
+from persona_vectors import cli
+from persona_vectors.axis import assistant_axis
+from persona_vectors.config import PersonaVectorConfig
+from persona_vectors.persona_extraction import ActivationExtractor, extract_persona_vectors
+from persona_vectors.persona_files import load_persona_vectors, load_responses
+from persona_vectors.personas import load_personas
+
+ROOT = Path(__file__).resolve().parent.parent
+PEOPLE = ["default", "default_llm", "analyst", "bard", "cynic", "ghost", "jester", "rebel"]
+QUICK = ["--personas", *PEOPLE, "--n_questions", "3", "--max_tokens", "12", "--name", "quick"]
+
+
+def experiment(number: str):
+    (path,) = (ROOT / "experiments").glob(f"{number}_*.py")
+    spec = importlib.util.spec_from_file_location(f"experiment_{number}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_persona, tmp_path_factory):
+    """A folder in which the experiment has run: base, a LoRA finetune, and the base steered while it reads."""
+    folder = tmp_path_factory.mktemp("variants")
+    vectors = folder / "added.pt"
+    torch.save(torch.randn(5, 128, generator=torch.Generator().manual_seed(0)), vectors)
+    adapter = folder / "tuned"
+    _adapter(tiny_persona, adapter)
+    given = ["--models", f"base={tiny_persona}", f"tuned={adapter}", f"steered={tiny_persona}"]
+    given += ["--responses_from", "base", *QUICK, "--steered", "steered", "--vector_path", str(vectors)]
+    given += ["--steer_layer", "2", "--coef", "1.5", "--data_dir", str(folder / "data")]
+    given += ["--images_dir", str(folder / "images")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
+        assert cli.run(experiment("001"), given) == 0
+    return folder, given
+
+
+def _adapter(base: str, folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from persona_vectors.models import load_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_model(base)[0], config).save_pretrained(folder)  # pyright: ignore
+
+
+def test_figures_of_each_of_each_pair_and_of_all(finished):
+    images = finished[0] / "images" / "quick"
+    kinds = {path.name for path in images.glob("*.html")}
+    names = ("base", "tuned", "steered")
+    expected = {f"{kind}_quick_{name}.html" for kind in ("cosine_sim", "pca", "pca_var") for name in names}
+    pairs = ("base_vs_tuned", "base_vs_steered", "tuned_vs_steered")
+    expected |= {f"{kind}_quick_{pair}.html" for kind in ("pca_comparison", "cross_similarity") for pair in pairs}
+    assert kinds == expected | {"pca_nway_quick.html", "pca_nway_quick_own_mean.html"}
+    page = (images / "pca_quick_base.html").read_text()
+    assert "layer 3" in page and "8 personas" in page and "3 questions" in page
+
+
+def test_numbers_stand_beside_their_controls(finished):
+    results = json.loads((finished[0] / "images" / "quick" / "results.json").read_text())
+    assert set(results["models"]) == {"base", "tuned", "steered"} and len(results["pairs"]) == 3
+    for one in results["models"].values():
+        assert one["resampled"] == "questions"
+        assert {"cosine", "counted_alike", "as_one", "held_out", "end", "random"} <= set(one)
+        assert 0 < one["cosine"]["p"] <= 1
+    assert {"cosine", "nearest", "axis_cosine", "unmapped"} <= set(results["pairs"][0])
+
+
+def test_the_base_is_what_the_library_reads(finished, tiny_persona):
+    folder, _ = finished
+    responses = load_responses(folder / "data" / "responses" / "quick_base.json")
+    people = load_personas(tiny_persona)
+    assert len(responses) == len(PEOPLE) * 3
+    extractor = ActivationExtractor(PersonaVectorConfig(tiny_persona, prompt_format="raw"))
+    personas = {name: people.personas[name] for name in PEOPLE}
+    expected = extract_persona_vectors(extractor, personas, people.questions[:3], responses)
+    found = load_persona_vectors(folder / "data" / "persona_vectors" / "quick_base_layer3.pt")
+    for name in PEOPLE:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_variants_differ_and_steering_is_seen_after_its_layer(finished):
+    folder, _ = finished
+    base, tuned, steered = (
+        load_persona_vectors(folder / "data" / "persona_vectors" / f"quick_{name}_layer3.pt")
+        for name in ("base", "tuned", "steered")
+    )
+    added = 1.5 * torch.load(folder / "added.pt")[2]
+    shift = torch.stack([steered[name] - base[name] for name in PEOPLE])
+    assert float(torch.cosine_similarity(shift, added[None]).min()) > 0.5
+    assert not torch.allclose(base["bard"], tuned["bard"], atol=1e-2)
+
+
+def test_what_is_finished_is_not_read_again(finished, monkeypatch, capsys):
+    folder, given = finished
+    monkeypatch.setattr(model_variants, "_read", lambda *_: pytest.fail("a model was read again"))
+    monkeypatch.setattr("eval.variant_answers.generate_responses", lambda *_, **__: pytest.fail("sampled again"))
+    vectors = folder / "data" / "persona_vectors" / "quick_base_layer3.pt"
+    before = vectors.stat().st_mtime_ns
+    assert cli.run(experiment("001"), given) == 0
+    assert capsys.readouterr().out.count("was read before") == 3 and vectors.stat().st_mtime_ns == before
+
+
+def test_another_coefficient_is_read_anew_and_only_there(finished, monkeypatch):
+    folder, given = finished
+    read = []
+
+    def note(_, variant, *__):
+        read.append(variant.name)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(model_variants, "_read", note)
+    changed = ["2.5" if one == "1.5" else one for one in given]
+    assert cli.run(experiment("001"), changed) == 2 and read == ["steered"]
+
+
+def test_figures_are_drawn_again_from_saved_vectors(finished, tmp_path, capsys):
+    folder, _ = finished
+    where = ["--data_dir", str(folder / "data"), "--images_dir", str(tmp_path)]
+    assert cli.run(experiment("002"), ["--name", "quick", *where]) == 0
+    first = json.loads((folder / "images" / "quick" / "results.json").read_text())
+    again = json.loads((tmp_path / "quick" / "results.json").read_text())
+    assert again == first
+    assert "17 figures" in capsys.readouterr().out
+    one = folder / "data" / "persona_vectors" / "quick_base_layer3.pt"
+    assert cli.run(experiment("002"), ["--name", "alone", "--vectors", f"only={one}", *where]) == 0
+    assert len(list((tmp_path / "alone").glob("*.html"))) == 3
+
+
+def test_the_vectors_give_an_axis(finished):
+    vectors = load_persona_vectors(finished[0] / "data" / "persona_vectors" / "quick_base_layer3.pt")
+    assert np.isfinite(float(assistant_axis(vectors, ["default", "default_llm"]).norm()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--models", "base"], "expected name=path"),
+        (["--models", "base=x", "base=y"], "base twice"),
+        (["--models", "base=./nowhere"], "nowhere does not exist"),
+        (["--responses_from", "other"], "--responses_from other is none of the models base"),
+        (["--steered", "base"], "give both or neither"),
+        (["--personas", "default", "nobody"], "--personas nobody"),
+        (["--n_questions", "0"], "--n_questions 0"),
+        (["--layer", "9"], "layer 9"),
+    ],
+)
+def test_errors_are_one_line_and_come_first(changed, message, tiny_persona, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("eval.variant_answers.generate_responses", lambda *_, **__: pytest.fail("sampled"))
+    given = {"--models": [f"base={tiny_persona}"], "--responses_from": ["base"], changed[0]: changed[1:]}
+    tokens = [token for flag, values in given.items() for token in (flag, *values)]
+    code = cli.run(experiment("001"), [*tokens, "--data_dir", str(tmp_path), "--images_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_figures_of_what_has_not_run(tmp_path, capsys):
+    assert cli.run(experiment("002"), ["--name", "never", "--data_dir", str(tmp_path)]) == 2
+    assert "run experiments/001_olmo3_variants.py --name never" in capsys.readouterr().err
