@@ -165,8 +165,9 @@ def command_times(folder: Path) -> tuple[dict[str, list[tuple[Used, Used]]], lis
             env = {**os.environ, "PERSONA_STORE": str(own / "store.sqlite")}
             sampled = [used(sampling(pole, own) + ["--capture"] * (arm == "with --capture"), env) for pole in POLES]
             extracted, printed = used(extraction(own), env)
+            both = Used(sum(one.wall for one, _ in sampled), sum(one.cpu for one, _ in sampled))
+            print(f"turn {turn}, {arm}: {both}, {extracted}", flush=True)
             if turn:
-                both = Used(sum(one.wall for one, _ in sampled), sum(one.cpu for one, _ in sampled))
                 found[arm].append((both, extracted))
             said = [line for line in printed.splitlines() if "captured" in line] or said
     last = COMMAND_ROUNDS - 1

@@ -13,6 +13,7 @@ that says why. Layers are hidden_states indices. SIGTERM or Ctrl-C ends the serv
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,6 +83,8 @@ def main(
     default = request_spec(steps, catalog)
     if (why := why_not_vllm()) is not None:
         raise ValueError(why)
+    if enforce_eager:  # vLLM's own helpers too: the first request for log-probabilities would wait for a compiler
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
     with listen(host, port) as sock:
         options = {
             **engine_options(catalog),

@@ -16,6 +16,7 @@ from tests.vllm.trial import BLOCK, Trial, engine, prompt_ids, trial_of
 from tests.weight_adapters import random_direction
 
 N_ADAPTERS = 9
+SHARED = {"test_faults": "engine", "test_parity": "engine", "test_serve": "server", "test_serve_faults": "server"}
 SYSTEM = (
     "You are a helpful assistant. Answer what you are asked, in a few plain words, and say so when you are not sure. "
     "Keep to the question, be kind, and do not repeat yourself; a short answer is better than a long one. "
@@ -27,6 +28,13 @@ QUESTIONS = (
     "Name a good book.",
     "How should I spend my evening, and with whom?",
 )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With several workers (--dist loadgroup), files that share an engine or a server have the same one."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(SHARED.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")

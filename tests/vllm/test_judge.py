@@ -20,6 +20,7 @@ from persona_vectors.files import read_sidecar
 from persona_vectors.models import load_model
 from persona_vectors.scores import aggregate
 from persona_vectors.store import Store
+from persona_vectors.traits import load_coherence_prompt
 from persona_vectors.vllm_odds import LabelEngine
 from persona_vectors.vllm_steering import SteeredLLM
 from tests.vllm import judges
@@ -190,7 +191,9 @@ def test_a_command_ends_its_sampler_before_the_judge_starts_and_the_judge_after_
     assert events == ["sampler starts", "sampler ends", "judge starts", "judge ends"]
     assert read_sidecar(table)["judge"]["engine"].startswith("vllm")
     found = pd.read_csv(table, keep_default_na=False)
-    expected = LocalJudge(TINY, COHERENCE_PROMPT).score_batch(list(zip(found.question, found.answer, strict=True)))
+    own = load_coherence_prompt(TINY)
+    assert own is not None
+    expected = LocalJudge(TINY, own).score_batch(list(zip(found.question, found.answer, strict=True)))
     assert found.coherence.tolist() == pytest.approx(expected, abs=1e-2)
     eval_persona.main(TINY, "evil", str(table), **asked)
     assert events[4:] == []

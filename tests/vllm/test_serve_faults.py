@@ -33,7 +33,7 @@ from tests.vllm.servers import (
 N_CLIENTS = 20
 N_MANY = 2000
 N_TOKENS = 6  # of those many
-LONG = 400  # tokens of an answer: seconds of work
+LONG = 250  # tokens of an answer: seconds of work
 
 
 def own_steps(k: int) -> list[dict[str, Any]]:

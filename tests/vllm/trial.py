@@ -9,6 +9,7 @@ import pytest
 
 from persona_vectors.models import load_tokenizer
 from persona_vectors.tokens import render_prompt, tokenize_prompt
+from persona_vectors.vllm_spec import KEY, spec_text
 from persona_vectors.vllm_steering import Request, SteeredLLM
 from tests.vllm.reference import Vectors, greedy, mixed_specs, random_vectors
 
@@ -77,3 +78,13 @@ def wrong(found: list, expected: list, requests: list[Request]) -> list:
 def counted(llm: SteeredLLM, name: str) -> int:
     """One of vLLM's own counters; engines that follow each other in this process go on counting."""
     return sum(int(one.value) for one in llm.llm.get_metrics() if one.name == f"vllm:{name}")
+
+
+def cached_tokens(llm: SteeredLLM, requests: list[Request]) -> list[int]:
+    """How many tokens of each prompt the prefix cache has, steered as they are."""
+    from vllm import SamplingParams
+
+    prompts: Any = [{"prompt_token_ids": list(request.ids)} for request in requests]
+    args = [{KEY: spec_text(llm.catalog.resolve(request.spec))} if request.spec else None for request in requests]
+    params = [SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, extra_args=own) for own in args]
+    return [output.num_cached_tokens or 0 for output in llm.llm.generate(prompts, params, use_tqdm=False)]
