@@ -1,4 +1,5 @@
 # make demo: the main job on the embedded model.  make test: the tests.  make check: lint, format, types.
+# make test-long: the tests that take half a minute or more each.
 # make soak: 50 runs killed and resumed, and a store of millions of items (about half an hour).
 # make test-vllm: the tests that need vLLM, on the CPU, in an environment of their own (4 GB).
 # Each sets up .venv first where it is missing or older than the lock.
@@ -7,7 +8,7 @@ VENV := .venv
 VLLM := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm check soak
+.PHONY: demo test test-long test-vllm check soak
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,9 @@ demo: $(VENV)/installed
 # in the order of tests/conftest.py, the slowest files first
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+test-long: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist load -m long tests
 
 test-vllm: $(VLLM)/installed
 	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/vllm

@@ -19,14 +19,11 @@ torch.set_num_threads(1)  # two test processes share two cores, and few threads 
 SLOWEST_FIRST = (
     "test_readme.py",
     "test_readme_apart.py",
-    "test_paper_script.py",
-    "test_readme_weights.py",
     "test_training.py",
     "test_readme_analysis.py",
     "test_calibration.py",
     "test_demo.py",
     "test_eval_persona.py",
-    "test_kill.py",
     "test_finetuning_shift.py",
     "test_prevention.py",
     "test_notebook.py",
@@ -59,6 +56,41 @@ def no_key(monkeypatch):
 def tiny_persona() -> str:
     """The folder of the embedded chat model and judge."""
     return str(ROOT / "models" / "tiny-persona")
+
+
+@pytest.fixture(scope="session")
+def axis_extractor(tiny_persona):
+    """The embedded model as the assistant-axis library reads it; loaded once."""
+    from persona_vectors import ActivationExtractor, PersonaVectorConfig
+
+    return ActivationExtractor(PersonaVectorConfig(model_name=tiny_persona))
+
+
+@pytest.fixture(scope="session")
+def axis_cast(tiny_persona):
+    """The embedded model's own personas and questions."""
+    from persona_vectors import load_personas
+
+    return load_personas(tiny_persona)
+
+
+@pytest.fixture(scope="session")
+def axis_responses() -> dict[tuple[str, str], str]:
+    """What these personas answered to all questions, as tracked."""
+    from persona_vectors import load_responses
+
+    return load_responses(ROOT / "data" / "responses" / "tiny-persona.json")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails where a model is loaded."""
+    import transformers
+
+    def loaded(*_args, **_kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
 
 
 @pytest.fixture

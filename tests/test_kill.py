@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from benchmarks import soak
 from eval import eval_persona
@@ -20,6 +21,7 @@ def run_left_alone(folder: Path) -> Path:
     return folder / "out.csv"
 
 
+@pytest.mark.long
 def test_three_kills_while_sampling_and_judging(tmp_path, monkeypatch):
     monkeypatch.chdir(soak.ROOT)
     folder = tmp_path / "killed"

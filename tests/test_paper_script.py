@@ -4,6 +4,8 @@ of the questions."""
 import json
 from pathlib import Path
 
+import pytest
+
 from persona_vectors.files import read_jsonl, write_jsonl_atomic
 from tests.test_readme import PAPER, checkout, execute
 
@@ -20,6 +22,7 @@ def fewer_rows(checkout: Path) -> None:
         file.write_text(json.dumps(trait | {"questions": trait["questions"][::2]}))
 
 
+@pytest.mark.long
 def test_the_script_measures_a_part_and_writes_its_table_and_page(checkout):
     fewer_rows(checkout)
     said = execute(["bash", "-c", f"{PAPER} --parts samples"], checkout).stdout

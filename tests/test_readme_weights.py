@@ -3,6 +3,7 @@
 import json
 
 import pandas as pd
+import pytest
 
 from persona_vectors.activations import mean_activations
 from persona_vectors.files import read_jsonl
@@ -26,6 +27,7 @@ def vector_of_rows(checkout):
     save_vectors(folder, "evil", {"response_avg": means[0] - means[1]}, {})
 
 
+@pytest.mark.long
 def test_commands_of_weights_run_in_order(checkout):
     few_steps(checkout, 20)
     vector_of_rows(checkout)
