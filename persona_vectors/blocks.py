@@ -130,6 +130,11 @@ def block_index(layer: int) -> int:
     return layer - 1
 
 
+def layer_of_block(block_idx: int) -> int:
+    """The layer that a block's output is: block_idx + 1, the inverse of `block_index`."""
+    return block_idx + 1
+
+
 def check_layer(layer: int, n_layers: int, label: str = "the model", *, steering: bool = True) -> int:
     """`layer` itself, if a model of `n_layers` blocks has it. Reading (`steering=False`) also allows 0.
 

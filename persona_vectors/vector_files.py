@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_vectors.blocks import layer_of_block
 from persona_vectors.files import read_sidecar
 from persona_vectors.vectors import load_vectors
 
@@ -77,14 +78,23 @@ def read_vector_file(path: str | Path, numbering: Numbering = "hidden_states") -
         what = "is a folder" if path.is_dir() else "does not exist" if not path.exists() else "is of another kind"
         raise ValueError(f"vector file {path} {what}; expected a file ending in {', '.join(SUFFIXES)}")
     found = _rows(load_vectors(path)) if path.suffix == ".pt" else _named(path, _arrays(path))
-    shift = 1 if numbering == "block" else 0
+    return vector_file(path, found, numbering)
+
+
+def vector_file(path: Path, found: Mapping[int, Tensor], numbering: Numbering) -> VectorFile:
+    """`found`, by the numbers that stand in the file, as a direction at each of some layers.
+
+    Raises:
+        ValueError: vectors of different widths, NaN, or all zero.
+    """
+    layer_of = layer_of_block if numbering == "block" else int
     widths = {tuple(vector.shape) for vector in found.values()}
     if len(widths) > 1 or any(len(shape) != 1 for shape in widths):
         raise ValueError(f"{path} holds vectors of shapes {sorted(widths)}; expected one width, (d_model,) each")
     bad = [layer for layer, vector in found.items() if not torch.isfinite(vector).all()]
     if bad:
         raise ValueError(f"{path} holds NaN or infinite numbers at layer {bad[0]}; make the vectors again")
-    vectors = {layer + shift: found[layer] for layer in sorted(found) if found[layer].any()}
+    vectors = {layer_of(number): found[number] for number in sorted(found) if found[number].any()}
     if not vectors:
         raise ValueError(f"every vector in {path} is zero; there is no direction in it")
     return VectorFile(path, vectors, numbering, read_sidecar(path))

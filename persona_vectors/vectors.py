@@ -54,8 +54,10 @@ __all__ = [  # pairs are a vector's first step, so their names stand here too
     "write_vectors",
     "load_vectors",
     "load_vector",
+    "load_plain",
 ]
 
+_EXPECTED = "expected a tensor (n_layers + 1, d_model) as generate_vec.py writes it"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError)
 _UNREADABLE += (ValueError, struct.error, OverflowError, MemoryError, AssertionError)
 
@@ -202,19 +204,27 @@ def load_vectors(path: str | Path) -> Float[Tensor, "layers d_model"]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{_no_file(path)}; make vectors with python generate_vec.py")
-    expected = "expected a tensor (n_layers + 1, d_model) as generate_vec.py writes it"
     if path.suffix != ".pt":
-        raise ValueError(f"vector file {path} ends in {path.suffix or 'nothing'}; {expected}, ending in .pt")
+        raise ValueError(f"vector file {path} ends in {path.suffix or 'nothing'}; {_EXPECTED}, ending in .pt")
+    tensor = load_plain(path, _EXPECTED)
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{path} holds a {type(tensor).__name__}; {_EXPECTED}")
+    _check_vectors(tensor, str(path))
+    return tensor.detach().float()
+
+
+def load_plain(path: str | Path, expected: str) -> Any:
+    """What a file of torch.save holds: tensors, numbers, text, lists and dictionaries. No code in it is ever executed.
+
+    Raises:
+        ValueError: anything else, saying what was `expected`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on other formats; the error below says it in one line
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE:
         raise ValueError(f"{path} is not a plain tensor file (nothing in it was executed); {expected}") from None
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{path} holds a {type(tensor).__name__}; {expected}")
-    _check_vectors(tensor, str(path))
-    return tensor.detach().float()
 
 
 def load_vector(path: str | Path, layer: int, d_model: int | None = None) -> Float[Tensor, " d_model"]:
