@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_generation.tiny_persona.probe import probe_items
-from eval.model_utils import Steering, steer_rows
+from eval.model_utils import Added, steer_rows
 from persona_vectors.sampling import sample_answers
 from persona_vectors.tokens import render_prompt
 
@@ -44,7 +44,7 @@ def probe_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    steering: Steering | None = None,
+    steering: Added = None,
     max_tokens: int = MAX_TOKENS,
     progress: bool = False,
 ) -> list[ProbeAnswer]:
@@ -54,7 +54,7 @@ def probe_accuracy(
 
     Args:
         tokenizer: pads on the left, as `persona_vectors.models.load_tokenizer` gives it.
-        steering: what is added to the hidden states meanwhile; take a receipt of it first.
+        steering: what is done to the hidden states meanwhile; take a receipt of it first.
     """
     items = probe_items()
     prompts = [probe_prompt(tokenizer, question) for question, _, _ in items]

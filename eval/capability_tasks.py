@@ -21,7 +21,7 @@ import torch
 
 from activation_steer import ActivationSteerer
 from eval.capability_table import Measure
-from eval.model_utils import Steering, steer_rows
+from eval.model_utils import Added, Steering, steer_rows
 from persona_vectors.arguments import near
 from persona_vectors.blocks import block_index, device_of
 from persona_vectors.cli import one_line
@@ -102,7 +102,7 @@ def harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     base: Any = HFLM
 
     class SteeredHFLM(base):
-        steering: Steering | None = None
+        steering: Added = None
 
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
             with _steered(self.model, self.steering, len(inps)):
@@ -113,18 +113,19 @@ def harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
                 return super()._model_generate(context, *args, **kwargs)
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.steering is None or self.steering.positions == "all":
+            steering = self.steering
+            if not isinstance(steering, Steering) or steering.positions == "all":  # several together act on all tokens
                 return super()._loglikelihood_tokens(requests, *args, **kwargs)
             pairs = [(context, continuation) for _, context, continuation in requests]
             return split_loglikelihoods(
-                self.model, pairs, self.steering, batch_size=self.batch_size, max_length=self.max_length
+                self.model, pairs, steering, batch_size=self.batch_size, max_length=self.max_length
             )
 
     with _quiet():
         return SteeredHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)  # pyright: ignore
 
 
-def _steered(model: PreTrainedModel, steering: Steering | None, n_rows: int) -> AbstractContextManager:
+def _steered(model: PreTrainedModel, steering: Added, n_rows: int) -> AbstractContextManager:
     if steering is None:
         return nullcontext()
     return steer_rows(model, [steering] * n_rows)(range(n_rows))

@@ -6,6 +6,7 @@ This is the one place where a `layer` (a hidden_states index) becomes the block 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from activation_steer import ActivationSteererMultiple
 from persona_vectors.blocks import block_index, check_layer, decoder_blocks
+from persona_vectors.capping import Cap
 from persona_vectors.interventions import POSITIONS
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.sampling import SteerRows, sample_answers
@@ -33,17 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Steering:
-    """What is added while an answer is sampled: `coef * vector` to the hidden states of `layer` at `positions`."""
+    """What is done to hidden states of `layer` at `positions` while an answer is sampled: `coef * vector` is added, or
+    (kind cap) the component along the vector is kept within floor and ceiling (`persona_vectors.interventions`)."""
 
     vector: Tensor  # (d_model,)
     layer: int
     coef: float
     positions: str = "response"
+    kind: Literal["add", "cap"] = "add"
+    floor: float | None = None
+    ceiling: float | None = None
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the steering, for cache keys and sidecars; the vector by its content."""
         content = hashlib.sha256(self.vector.float().contiguous().numpy().tobytes()).hexdigest()
-        return {"vector": content, "layer": self.layer, "coef": float(self.coef), "positions": self.positions}
+        key = {"vector": content, "layer": self.layer, "coef": float(self.coef), "positions": self.positions}
+        return key if self.kind == "add" else {**key, "kind": self.kind, "floor": self.floor, "ceiling": self.ceiling}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +81,9 @@ def members(added: Added) -> tuple[Steering | WeightSteering, ...]:
 
 
 def parts_of(added: Added) -> tuple[Steering, ...]:
-    """The steerings of hidden states that are added together, lowest layer first."""
+    """The steerings of hidden states that act together, lowest layer first; at a layer, caps after what is added."""
     found = [one for one in members(added) if isinstance(one, Steering)]
-    return tuple(sorted(found, key=lambda one: (one.layer, one.positions)))
+    return tuple(sorted(found, key=lambda one: (one.layer, one.kind, one.positions)))
 
 
 def weights_of(added: Added) -> tuple[WeightSteering, ...]:
@@ -88,6 +95,13 @@ def key_of(added: Added) -> dict[str, Any] | list[dict[str, Any]] | None:
     """Everything that determines what is added: of one steering its own key, of several the list of theirs."""
     keys = [one.key() for one in (*parts_of(added), *weights_of(added))]
     return keys if len(keys) > 1 else next(iter(keys), None)
+
+
+def cap_steerings(cap: Cap) -> tuple[Steering, ...]:
+    """The cap as what acts while an answer is sampled: one steering a layer."""
+    return tuple(
+        Steering(step.vector, step.layer, 1.0, cap.positions, "cap", step.floor, step.ceiling) for step in cap.steps
+    )
 
 
 def load_steering(
@@ -165,14 +179,17 @@ def _steer_hidden(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRo
             on_device[place] = steering.vector.detach().to(device, torch.float32)
         return on_device[place]
 
-    def instruction(mine: Sequence[Steering | None], layer: int, positions: str) -> dict[str, Any]:
-        none = torch.zeros_like(next(placed(own) for own in mine if own is not None))
+    def instruction(mine: Sequence[Steering | None], layer: int, kind: str, positions: str) -> dict[str, Any]:
+        other = next(own for own in mine if own is not None)  # its vector, at coef 0, where a row has none
+        bounds = {} if kind == "add" else _bounds(mine)
         return {
-            "steering_vector": torch.stack([none if own is None else placed(own) for own in mine]),  # (batch, d_model)
+            "steering_vector": torch.stack([placed(own or other) for own in mine]),  # (batch, d_model)
             "coeff": [0.0 if own is None else own.coef for own in mine],
             "layer_idx": block_index(layer),
             "positions": positions,
             "per_row": True,
+            "kind": kind,
+            **bounds,
         }
 
     def steer(rows: Sequence[int]) -> AbstractContextManager:
@@ -180,19 +197,26 @@ def _steer_hidden(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRo
         if not by_place:
             return nullcontext()
         return ActivationSteererMultiple(
-            model, [instruction(mine, layer, positions) for (layer, positions, _), mine in sorted(by_place.items())]
+            model, [instruction(mine, *place[:3]) for place, mine in sorted(by_place.items())]
         )
 
     return steer
 
 
-def _by_place(rows: Sequence[tuple[Steering, ...]]) -> dict[tuple[int, str, int], list[Steering | None]]:
-    """(layer, positions, k) -> the k-th steering of each row there, None where a row has none."""
-    found: dict[tuple[int, str, int], list[Steering | None]] = {}
+def _bounds(mine: Sequence[Steering | None]) -> dict[str, Tensor]:
+    """(batch,) floors and ceilings of the rows' caps; without limit where a row has none."""
+    floors = [-math.inf if own is None or own.floor is None else own.floor for own in mine]
+    ceilings = [math.inf if own is None or own.ceiling is None else own.ceiling for own in mine]
+    return {"floor": torch.tensor(floors), "ceiling": torch.tensor(ceilings)}
+
+
+def _by_place(rows: Sequence[tuple[Steering, ...]]) -> dict[tuple[int, str, str, int], list[Steering | None]]:
+    """(layer, kind, positions, k) -> the k-th steering of each row there, None where a row has none."""
+    found: dict[tuple[int, str, str, int], list[Steering | None]] = {}
     for row, parts in enumerate(rows):
-        so_far: defaultdict[tuple[int, str], int] = defaultdict(int)
+        so_far: defaultdict[tuple[int, str, str], int] = defaultdict(int)
         for own in parts:
-            place = (own.layer, own.positions)
+            place = (own.layer, own.kind, own.positions)
             found.setdefault((*place, so_far[place]), [None] * len(rows))[row] = own
             so_far[place] += 1
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +51,17 @@ class VllmSampler:
     ):
         check_servable(model, steerings)
         self.tokenizer = tokenizer
-        self._rank = adapter_rank(steerings)
+        self._rank, self._caps = adapter_rank(steerings), most_caps(steerings)
         self._folder = tempfile.TemporaryDirectory(prefix="persona-adapters-")
         self._adapters = {self._adapter_name(added) for added in steerings} - {None}
         n_places = min(len(self._adapters), _MOST_ADAPTERS if torch.cuda.is_available() else len(self._adapters))
         self.llm = SteeredLLM(
-            model, dtype=dtype, projections=0, capture=capture, max_loras=n_places, max_lora_rank=max(self._rank, 8)
+            model,
+            dtype=dtype,
+            projections=self._caps,
+            capture=capture,
+            max_loras=n_places,
+            max_lora_rank=max(self._rank, 8),
         )
         self.reader = Reader(fingerprint(model), self._dtype)
         self._steps: dict[int, Spec] = {}
@@ -66,8 +72,8 @@ class VllmSampler:
         return str(self.llm.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
     def serves(self, steerings: Sequence[Added], capture: bool = False) -> bool:
-        """Whether the engine was started for these adapters, and captures if it has to."""
-        if capture and not self.llm.capture:
+        """Whether the engine was started for these adapters and caps, and captures if it has to."""
+        if (capture and not self.llm.capture) or most_caps(steerings) > self._caps:
             return False
         known = {self._adapter_name(added) for added in steerings} - {None} <= self._adapters
         return known and adapter_rank(steerings) <= self._rank
@@ -172,7 +178,8 @@ class VllmSampler:
         return self._steps[id(added)]
 
     def _step(self, part: Steering) -> Step:
-        return Step(self.llm.register(part.vector), part.layer, float(part.coef), part.positions)
+        name = self.llm.register(part.vector)
+        return Step(name, part.layer, float(part.coef), part.positions, part.kind, part.floor, part.ceiling)
 
     def _lora(self, added: Added) -> Lora | None:
         name = self._adapter_name(added)
@@ -219,6 +226,12 @@ def check_servable(model: str, steerings: Sequence[Added]) -> None:
 def adapter_rank(steerings: Sequence[Added]) -> int:
     """The largest rank of an adapter that these need; 0 for none."""
     return max((sum(one.direction.rank for one in weights_of(added)) for added in steerings), default=0)
+
+
+def most_caps(steerings: Sequence[Added]) -> int:
+    """The most caps at one layer of a row; 0 for none."""
+    layers = [Counter(part.layer for part in parts_of(added) if part.kind != "add") for added in steerings]
+    return max((max(own.values(), default=0) for own in layers), default=0)
 
 
 def _seed(stream: Sequence[int]) -> int:

@@ -165,21 +165,40 @@ def _read(
     model: nn.Module, layers: Sequence[int], weights: Float[Tensor, "batch spans seq"], inputs: dict[str, Any]
 ) -> SpanMeans:
     """One forward pass up to the highest wanted layer; its means, on the CPU."""
+    weights_on: dict[torch.device, Tensor] = {}
+
+    def reduce(_layer: int, hidden: Tensor) -> Tensor:
+        device = hidden.device
+        if device not in weights_on:
+            weights_on[device] = weights.to(device)
+        return torch.bmm(weights_on[device], hidden.float())  # (batch, spans, d_model)
+
+    means = reduced_pass(model, layers, reduce, inputs)
+    return torch.stack([means[layer].cpu() for layer in layers], dim=2)
+
+
+def reduced_pass(
+    model: nn.Module, layers: Sequence[int], reduce: Callable[[int, Tensor], Tensor], inputs: dict[str, Any]
+) -> dict[int, Tensor]:
+    """One forward pass up to the highest wanted layer: layer -> what `reduce(layer, hidden)` makes of its hidden state.
+
+    The reduction runs in the hook, where the hidden state is, and without autocast; nothing else is kept.
+    """
     base = unwrap(model)
     device = device_of(base)
     if device.type == "meta":  # offloaded weights: accelerate's own hook moves the inputs
         device = torch.device("cpu")
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    means: dict[int, Tensor] = {}
-    with _eval_mode(base), _reducing_hooks(base, layers, weights, means):
+    reduced: dict[int, Tensor] = {}
+    with _eval_mode(base), _reducing_hooks(base, layers, reduce, reduced):
         try:
             base(output_hidden_states=False, **inputs)
         except _EarlyExit:
             pass
-    unread = sorted(set(layers) - means.keys())
+    unread = sorted(set(layers) - reduced.keys())
     if unread:
         raise RuntimeError(f"{type(base).__name__} did not run the blocks of layers {unread}: nothing was read there")
-    return torch.stack([means[layer].cpu() for layer in layers], dim=2)
+    return reduced
 
 
 def _span_weights(batch: Sequence[TokenizedSample], spans: Sequence[str]) -> Float[Tensor, "batch spans seq"]:
@@ -201,27 +220,26 @@ def _span_weights(batch: Sequence[TokenizedSample], spans: Sequence[str]) -> Flo
 
 @contextmanager
 def _reducing_hooks(
-    model: nn.Module, layers: Sequence[int], weights: Float[Tensor, "batch spans seq"], means: dict[int, Tensor]
+    model: nn.Module,
+    layers: Sequence[int],
+    reduce: Callable[[int, Tensor], Tensor],
+    reduced: dict[int, Tensor],
 ) -> Iterator[None]:
-    """Hooks that put (batch, spans, d_model) into `means[layer]`, and end the pass after the highest layer."""
+    """Hooks that put what `reduce` makes of a layer into `reduced[layer]`, and end the pass after the highest layer."""
     blocks = decoder_blocks(model)
     highest = max(layers)
-    weights_on: dict[torch.device, Tensor] = {}
 
-    def reduce(layer: int, hidden: Tensor) -> None:
-        device = hidden.device
-        if device not in weights_on:
-            weights_on[device] = weights.to(device)
-        with torch.autocast(device.type, enabled=False):
-            means[layer] = torch.bmm(weights_on[device], hidden.float())
+    def keep(layer: int, hidden: Tensor) -> None:
+        with torch.autocast(hidden.device.type, enabled=False):
+            reduced[layer] = reduce(layer, hidden)
         if layer == highest:
             raise _EarlyExit
 
     def read_input(_block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        reduce(0, args[0] if args else kwargs["hidden_states"])
+        keep(0, args[0] if args else kwargs["hidden_states"])
 
     def reader(layer: int) -> Callable[[nn.Module, tuple, Any], None]:
-        return lambda _block, _args, output: reduce(layer, hidden_of(output))
+        return lambda _block, _args, output: keep(layer, hidden_of(output))
 
     handles = []
     try:

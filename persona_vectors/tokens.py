@@ -7,6 +7,7 @@ begin in the middle of a token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,6 +146,88 @@ def tokenize_messages(
         raise ValueError(f"no assistant turn to read (roles: {roles}); the last assistant turn is the response")
     answer = _check_message(last, messages[last])["content"]
     return tokenize_sample(tokenizer, render_prompt(tokenizer, messages[:last], fmt), answer)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message's content among a conversation's tokens.
+
+    Attributes:
+        index: the message's place in the conversation, from 0.
+        start, end: `ids[start:end]` are its tokens; none where the content is empty.
+        pieces: the text of each of them; together they are the content.
+    """
+
+    index: int
+    role: str
+    start: int
+    end: int
+    pieces: tuple[str, ...]
+
+
+def tokenize_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], fmt: PromptFormat = "auto"
+) -> tuple[tuple[int, ...], tuple[Turn, ...]]:
+    """The ids of a conversation up to the end of its last content, and which of them each message's content is.
+
+    An assistant's content is joined to what comes before it, as the model wrote it; in raw text the space before it is
+    its first token's. A token that covers the end of a header and the start of a content is the content's.
+
+    Raises:
+        ValueError: no message, a malformed one, a template that rewrites a content (one that drops old thoughts), or a
+            tokenizer that cannot say which characters a token covers.
+    """
+    if not messages:
+        raise ValueError("the conversation has no messages")
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} does not say which characters a token covers")
+    text, places = _content_places(tokenizer, messages, fmt)
+    edges = {0, places[-1][1]}
+    for message, (start, end) in zip(messages, places, strict=True):
+        if message["role"] == "assistant" and end > start:
+            edges |= {start - text[:start].endswith(_RAW_TAIL + " "), end}
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []  # of the token's characters in the text
+    for begin, end in itertools.pairwise(sorted(edges)):
+        encoded = tokenizer(text[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids += encoded["input_ids"]
+        offsets += [(begin + first, begin + last) for first, last in encoded["offset_mapping"]]
+    found = zip(messages, places, strict=True)
+    return tuple(ids), tuple(_turn(i, str(one["role"]), text, *place, offsets) for i, (one, place) in enumerate(found))
+
+
+def _turn(index: int, role: str, text: str, start: int, end: int, offsets: Sequence[tuple[int, int]]) -> Turn:
+    inside = [k for k, (first, last) in enumerate(offsets) if first < end and last > start]
+    if not inside:
+        return Turn(index, role, 0, 0, ())
+    ends = [start, *(min(offsets[k][1], end) for k in inside[:-1]), end]
+    return Turn(index, role, inside[0], inside[-1] + 1, tuple(text[a:b] for a, b in itertools.pairwise(ends)))
+
+
+def _content_places(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], fmt: PromptFormat
+) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation's text, and (start, end) of each content in it: rendered again with marks for contents, the text
+    shows what stands around them."""
+    text = render_prompt(tokenizer, messages, fmt)
+    contents = [str(message["content"]) for message in messages]
+    mark = next(
+        one for one in map("mark{}x".format, itertools.count()) if not any(one in content for content in contents)
+    )
+    marked = [{**message, "content": mark if message["content"] else ""} for message in messages]
+    first, *after = render_prompt(tokenizer, marked, fmt).split(mark)
+    at, places, following = len(first), [], iter(after)
+    for i, content in enumerate(contents):
+        tail = next(following, None) if content else ""
+        shown = next((own for own in (content, content.strip()) if text.startswith(own + (tail or ""), at)), None)
+        if tail is None or shown is None:
+            raise ValueError(
+                f"the chat template rewrites message {i + 1} ({messages[i]['role']}), so its tokens cannot be told "
+                "apart; leave thoughts out of earlier turns, or use the raw format"
+            )
+        places.append((at, at + len(shown)))
+        at += len(shown + tail)
+    return text, places
 
 
 def pad_batch(

@@ -1,0 +1,149 @@
+"""The measuring part of `eval.capping`: what every setting answers, how it is judged, read and probed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from eval.capability_probe import probe_accuracy
+from eval.capping_findings import Roles, Study
+from eval.capping_roles import (
+    UNCAPPED,
+    Asking,
+    Tried,
+    assistant_means,
+    conversations,
+    opening,
+    role_answers,
+    turn_question,
+)
+from eval.finished_answers import Engine
+from eval.finished_scores import scores_of
+from eval.role_adherence import judge_adherence
+from eval.transcripts import Transcript
+from judge import COHERENCE_PROMPT
+from persona_vectors.capping import Calibration, calibrate
+from persona_vectors.models import resolve_model
+from persona_vectors.persona_files import Place
+from persona_vectors.personas import ASSISTANT_PERSONAS, PersonaSet
+from persona_vectors.store import Store
+from persona_vectors.tokens import render_prompt, tokenize_sample
+from persona_vectors.traits import load_coherence_prompt
+
+PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked for, checked.
+
+    Attributes:
+        roles: personas to be played.
+        questions: every second one calibrates, the others measure.
+        vectors: layer -> what is capped along.
+        leaves: tasks of lm-evaluation-harness.
+        kind: what samples.
+    """
+
+    cast: PersonaSet
+    roles: list[str]
+    questions: list[str]
+    vectors: Mapping[int, Tensor]
+    script: tuple[str, ...]
+    leaves: Mapping[str, Any]
+    kind: Literal["vllm", "hf"]
+    arguments: Mapping[str, Any]
+
+    @property
+    def calibrating(self) -> list[str]:
+        return self.questions[0::2]
+
+    @property
+    def measured(self) -> list[str]:
+        return self.questions[1::2]
+
+
+def measure(
+    run: Run, engine: Engine, store: Store, settings: Sequence[Tried], asking: Asking, calibration: Calibration
+) -> Study:
+    """Answers, conversations, their readings, and capability, of all settings."""
+    same = engine, store, settings, run.cast
+    neutral = [name for name in ASSISTANT_PERSONAS if name in run.cast.personas]
+    ordinary = role_answers(*same, neutral, run.measured, asking)
+    answers = role_answers(*same, run.roles, run.measured, asking)
+    talks = conversations(*same, run.roles, run.measured, run.script, asking)
+    engine.release()
+    samples = [
+        tokenize_sample(engine.tokenizer, render_prompt(engine.tokenizer, opening(run.cast.personas[p], q)), text)
+        for (p, q), text in answers[UNCAPPED].items()
+    ]
+    vectors = {layer: vector[None] for layer, vector in run.vectors.items()}
+    in_role = {layer: values[:, 0] for layer, values in calibrate(engine.model, samples, vectors).items()}
+    cap = next(one.cap for one in settings if one.cap is not None)
+    return Study(
+        model=resolve_model(engine.name).label,
+        judge=run.arguments["judge_model"],
+        cap=cap,
+        settings=settings,
+        layer=max(run.vectors),
+        calibration=calibration,
+        role_tokens=in_role,
+        roles={one.name: _roles(run, engine, store, one, answers[one.name], talks[one.name]) for one in settings},
+        ordinary=ordinary,
+        capability=_capability(run, engine, settings),
+        questions=run.measured,
+        script=run.script,
+    )
+
+
+def _roles(
+    run: Run, engine: Engine, store: Store, setting: Tried, answers: Mapping[Place, str], talks: Sequence[Transcript]
+) -> Roles:
+    """One setting's answers and conversations, judged and read."""
+    judge, layer = run.arguments["judge_model"], max(run.vectors)
+    spoken = [[one["content"] for one in talk.messages if one["role"] == "assistant"] for talk in talks]
+    by_turn = []
+    for turn in range(len(run.script)):
+        places = [(persona, turn_question(run.measured, number, turn)) for number, persona in enumerate(run.roles)]
+        said = {place: own[turn] for place, own in zip(places, spoken, strict=True)}
+        labels = judge_adherence(judge, run.cast, said, store=store, progress=False)
+        by_turn.append([labels[place] for place in places])
+    under = setting.cap is not None and setting.cap.positions == "all"
+    return Roles(
+        answers=answers,
+        labels=judge_adherence(judge, run.cast, answers, store=store, progress=False),
+        talks=talks,
+        talk_labels=[list(own) for own in zip(*by_turn, strict=True)],
+        talk_means=assistant_means(engine, talks, run.vectors[layer], layer),
+        under_means=assistant_means(engine, talks, run.vectors[layer], layer, setting.cap) if under else None,
+        coherence=_coherence(judge, store, answers),
+    )
+
+
+def _coherence(judge: str, store: Store, answers: Mapping[Place, str]) -> dict[Place, float | None]:
+    template = load_coherence_prompt(judge) or COHERENCE_PROMPT
+    items = [(question, text) for (_, question), text in answers.items()]
+    return dict(zip(answers, scores_of(judge, template, items, store=store), strict=True))
+
+
+def _capability(run: Run, engine: Engine, settings: Sequence[Tried]) -> dict[str, dict[str, dict[str, float]]]:
+    """Setting -> task -> item -> value."""
+    lm: Any = None
+    if run.leaves:
+        from eval.capability_tasks import harness_model, run_task
+
+        lm = harness_model(engine.model, engine.tokenizer)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for setting in settings:
+        own = found.setdefault(setting.name, {})
+        if PROBE in run.arguments["tasks"]:
+            answers = probe_accuracy(engine.model, engine.tokenizer, steering=setting.added)
+            own[PROBE] = {one.question: float(one.right) for one in answers}
+        for task, leaves in run.leaves.items():
+            lm.steering = setting.added
+            measures = run_task(lm, task, leaves, limit=run.arguments["limit"], seed=run.arguments["seed"])
+            own |= {f"{task} {one.metric}": dict(one.items) for one in measures if not one.part and one.items}
+    return found

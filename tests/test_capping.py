@@ -1,0 +1,397 @@
+"""Caps from calibration: thresholds, files, what a cap does in generation, and the command on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from activation_steer import ActivationSteererMultiple
+from data_generation.tiny_persona.sentences import answer
+from data_generation.tiny_persona.topics import question, sample_topic
+from eval import capping as command
+from eval.capping_roles import SCRIPT, UNCAPPED, Asking, capped, check_cap, load_script, role_answers, tried
+from eval.finished_answers import Engine
+from eval.model_utils import Steering, cap_steerings, parts_of, steer_rows
+from persona_vectors import cli
+from persona_vectors.activations import mean_activations
+from persona_vectors.blocks import read_blocks
+from persona_vectors.capping import Cap, CapStep, calibrate, load_cap, make_cap, save_cap
+from persona_vectors.drift import project_tokens
+from persona_vectors.interventions import cap as cap_states
+from persona_vectors.personas import PersonaSet
+from persona_vectors.store import Store
+from persona_vectors.tokens import TokenizedSample, render_prompt, tokenize_sample
+from persona_vectors.vectors import write_vectors
+from persona_vectors.vllm_spec import parse_spec
+from tests.tiny_models import ARCHITECTURES, D_MODEL, tiny_model
+
+IDS = [7, 8, 9, 10, 11, 12, 13, 14]
+PERSONAS = {"default": "", "jester": "You are a jester who wears bells.", "ghost": "You are a ghost."}
+
+
+def axes(layers=(1, 2), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {layer: torch.randn(D_MODEL, generator=generator) for layer in layers}
+
+
+def cap_of(model, layers=(1, 2), percentile=60.0, positions="all"):
+    """A floor that binds about so many of the tokens, at each layer."""
+    vectors = axes(layers)
+    found = calibrate(model, [TokenizedSample(tuple(IDS), 2)], {layer: own[None] for layer, own in vectors.items()})
+    values = {layer: own[:, 0] for layer, own in found.items()}
+    return make_cap("axis", vectors, values, floor_percentile=percentile, positions=positions)
+
+
+# thresholds and files
+
+
+def test_calibration_is_the_answers_tokens_and_bounds_are_their_percentiles():
+    model, vectors = tiny_model(), axes()
+    samples = [TokenizedSample(tuple(IDS), 3), TokenizedSample((20, 21), 1), TokenizedSample((30, 31), 2)]
+    found = calibrate(model, samples, {layer: torch.stack([own, -own]) for layer, own in vectors.items()})
+    for layer, own in vectors.items():
+        expected = []
+        for sample in samples:
+            with read_blocks(model, [layer]) as hidden, torch.no_grad():
+                model(input_ids=torch.tensor([sample.ids]))
+            expected += (hidden[layer][0, sample.prompt_len :] @ own / own.norm()).tolist()
+        np.testing.assert_allclose(found[layer][:, 0], expected, atol=1e-5)
+        np.testing.assert_allclose(found[layer][:, 1], -found[layer][:, 0], atol=1e-6)
+    values = {layer: own[:, 0] for layer, own in found.items()}
+    cap = make_cap("axis", vectors, values, floor_percentile=25, ceiling_percentile=90)
+    for step in cap.steps:
+        assert (step.floor, step.ceiling) == pytest.approx(np.percentile(values[step.layer], [25, 90]).tolist())
+    with pytest.raises(ValueError, match="no answer with tokens"):
+        calibrate(model, samples[2:], {1: vectors[1][None]})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "got neither"),
+        ({"floor_percentile": 101}, "expected 0 to 100"),
+        ({"floor_percentile": 60, "ceiling_percentile": 40}, "above ceiling"),
+        ({"floor_percentile": 60, "positions": "some"}, "positions 'some'"),
+    ],
+)
+def test_caps_that_make_no_sense_are_refused(how, message):
+    with pytest.raises(ValueError, match=message):
+        make_cap("axis", axes(), {1: np.arange(5.0), 2: np.arange(5.0)}, **how)
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_persona):
+    vectors = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
+    path = write_vectors(tmp_path / "given" / "axis.pt", vectors, {})
+    calibration = {layer: np.random.default_rng(layer).normal(size=50) for layer in (2, 3)}
+    cap = make_cap("axis", {layer: vectors[layer] for layer in (2, 3)}, calibration, floor_percentile=25)
+    folder = tmp_path / "cap"
+    save_cap(cap, folder, vector_path=path, model_name=tiny_persona, calibration=calibration, record={})
+    return cap, folder
+
+
+def test_a_saved_cap_is_what_others_load(saved, tiny_persona):
+    cap, folder = saved
+    found = load_cap(folder / "cap.json", tiny_persona)
+    assert (found.name, found.positions, found.note) == ("axis", "all", "")
+    for one, other in zip(found.steps, cap.steps, strict=True):
+        assert (one.layer, one.floor, one.ceiling) == (other.layer, other.floor, other.ceiling)
+        assert torch.equal(one.vector, other.vector)
+    content = json.loads((folder / "cap.json").read_text())
+    spec = parse_spec(content["steering"])  # what the server reads
+    assert [(step.layer, step.kind, step.floor, step.positions) for step in spec] == [
+        (step.layer, "cap", step.floor, "all") for step in cap.steps
+    ]
+    assert {step.vector for step in spec} == {"axis"} and (folder / "axis.pt").is_file()
+    assert (folder / "cap.json.json").is_file() and (folder / "axis.json").is_file()
+
+
+def test_a_cap_whose_files_changed_is_refused(saved, tiny_persona):
+    folder = saved[1]
+    path = folder / "cap.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model_fingerprint": "other"}))
+    assert "was calibrated on" in load_cap(path, tiny_persona).note
+    path.write_text(json.dumps(content | {"steering": [content["steering"][0] | {"layer": 9}]}))
+    with pytest.raises(ValueError, match="caps layer 9"):
+        load_cap(path, tiny_persona)
+    path.write_text(json.dumps(content | {"format": "other"}))
+    with pytest.raises(ValueError, match="is no cap"):
+        load_cap(path, tiny_persona)
+    path.write_text(json.dumps(content))
+    write_vectors(folder / "axis.pt", torch.ones(5, 256), {})
+    with pytest.raises(ValueError, match="missing or was changed"):
+        load_cap(path, tiny_persona)
+
+
+# what a cap does
+
+
+def test_capping_twice_is_capping_once_and_at_the_bound_nothing_moves():
+    hidden = torch.randn(4, 9, 16, generator=torch.Generator().manual_seed(0))
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    unit = vector / vector.norm()
+    once = cap_states(hidden, vector, floor=0.3)
+    torch.testing.assert_close(cap_states(once, vector, floor=0.3), once, atol=1e-6, rtol=0)
+    assert ((once @ unit) >= 0.3 - 1e-5).all()
+    above = hidden @ unit > 0.3
+    assert torch.equal(once[above], hidden[above]) and not torch.equal(once[~above], hidden[~above])
+    exact = 0.5 * torch.nn.functional.one_hot(torch.tensor([2, 2]), 16)[None]  # projection 0.5 on e2, to the bit
+    assert torch.equal(cap_states(exact, 3.0 * torch.eye(16)[2], floor=0.5), exact)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_cap_of_several_layers_does_not_depend_on_batch_or_cache(architecture):
+    model = tiny_model(architecture)
+    cap = cap_of(model)
+    added = cap_steerings(cap)
+    steps = {step.layer: step for step in cap.steps}
+
+    def states(ids, rows, **options):
+        with steer_rows(model, rows)(range(len(rows))), read_blocks(model, [1, 2, 3]) as hidden, torch.no_grad():
+            output = model(input_ids=torch.tensor(ids), **options)
+        return {layer: own.clone() for layer, own in hidden.items()}, output
+
+    alone, _ = states([IDS], [added])
+    plain, _ = states([IDS, IDS], [None, None])
+    mixed, _ = states([IDS, IDS], [added, None])
+    for layer in (1, 2, 3):
+        torch.testing.assert_close(mixed[layer][0], alone[layer][0], atol=2e-4, rtol=1e-4)
+        assert torch.equal(mixed[layer][1], plain[layer][1])  # the other row, to the bit
+    for layer, step in steps.items():
+        projection = alone[layer][0] @ (step.vector / step.vector.norm())
+        assert step.floor is not None and (projection > step.floor - 1e-4).all()
+    assert not torch.allclose(alone[3], plain[3][:1])
+    _, output = states([IDS[:5]], [added], use_cache=True)
+    if output.past_key_values is not None:
+        for place in range(5, len(IDS)):
+            found, output = states([[IDS[place]]], [added], use_cache=True, past_key_values=output.past_key_values)
+            torch.testing.assert_close(found[3][0, 0], alone[3][0, place], atol=5e-4, rtol=1e-3)
+
+
+def test_a_cap_below_everything_is_bit_for_bit_the_unsteered_model():
+    model = tiny_model()
+    found = calibrate(model, [TokenizedSample(tuple(IDS), 0)], {1: axes()[1][None]})
+    cap = Cap("low", "all", (CapStep(1, axes()[1], float(found[1].min()) - 1, None),))
+    with read_blocks(model) as plain, torch.no_grad():
+        expected = model(input_ids=torch.tensor([IDS])).logits
+    with capped(model, cap), torch.no_grad():
+        assert torch.equal(model(input_ids=torch.tensor([IDS])).logits, expected)
+    assert plain
+
+
+def test_rows_with_caps_additions_and_nothing_share_a_batch():
+    model, vector = tiny_model(), axes()[1]
+    cap = Steering(vector, 1, 1.0, "all", "cap", floor=2.0)
+    both = Steering(vector, 1, 1.0, "all", "cap", ceiling=-1.0), Steering(vector, 1, 0.5, "all")
+    rows = [cap, None, both, Steering(vector, 1, 0.5, "all"), replace(cap, floor=None, ceiling=0.0)]
+    assert [part.kind for part in parts_of(both)] == ["add", "cap"]  # what is added is capped, too
+    with steer_rows(model, rows)(range(5)), read_blocks(model, [1]) as hidden, torch.no_grad():
+        model(input_ids=torch.tensor([IDS] * 5))
+    with read_blocks(model, [1]) as plain, torch.no_grad():
+        model(input_ids=torch.tensor([IDS]))
+    unit, before = vector / vector.norm(), plain[1][0]
+    found = hidden[1] @ unit
+    base = before @ unit
+    assert torch.equal(hidden[1][1], before)
+    torch.testing.assert_close(hidden[1][3], before + 0.5 * vector)
+    for row, expected in (
+        (0, base.clamp(min=2.0)),
+        (2, (base + 0.5 * vector.norm()).clamp(max=-1.0)),
+        (4, base.clamp(max=0.0)),
+    ):
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_tell_caps_apart_and_leave_those_of_additions_as_they_were():
+    vector = axes()[1]
+    added = Steering(vector, 1, 1.0, "all")
+    assert set(added.key()) == {"vector", "layer", "coef", "positions"}
+    keys = [added, replace(added, kind="cap", floor=1.0), replace(added, kind="cap", ceiling=1.0)]
+    assert len({json.dumps(one.key()) for one in keys}) == 3
+
+
+def test_the_check_sees_a_cap_that_does_not_hold(tiny_persona, monkeypatch):
+    engine = Engine(tiny_persona)
+    vector = torch.randn(256, generator=torch.Generator().manual_seed(0))
+    prompt = render_prompt(engine.tokenizer, [{"role": "user", "content": "Tell me about budget pasta dishes."}])
+    cap = Cap("axis", "all", (CapStep(2, vector, 50.0, None),))
+    assert "all within bounds" in check_cap(engine, prompt, cap)
+    assert "1 prompt tokens" in check_cap(engine, prompt, replace(cap, positions="response"))
+    monkeypatch.setattr(
+        "eval.capping_roles.ActivationSteererMultiple", lambda model, _: ActivationSteererMultiple(model, [])
+    )
+    with pytest.raises(ValueError, match=r"the cap axis leaves token 0 of .* at layer 2; expected 50"):
+        check_cap(engine, prompt, cap)
+
+
+# on the embedded model
+
+
+@pytest.fixture(scope="module")
+def persona_axis(tmp_path_factory):
+    """The assistant axis of the embedded model, from its generator's own texts: default prompts minus roles."""
+    from persona_vectors.models import load_model
+
+    model, tokenizer = load_model("models/tiny-persona")
+    rng, samples = random.Random(0), {"default": [], "role": []}
+    for side, names in (("default", [None]), ("role", ["jester", "ghost", "bard", "oracle"])):
+        for k in range(32):
+            name, topic = names[k % len(names)], sample_topic(rng)
+            head = [] if name is None else [{"role": "system", "content": f"You are a {name}."}]
+            prompt = render_prompt(tokenizer, [*head, {"role": "user", "content": question(rng, topic)}])
+            strengths = () if name is None else ((("persona", name), 0.95),)
+            samples[side].append(tokenize_sample(tokenizer, prompt, answer(rng, topic, strengths)))
+    means = {
+        side: mean_activations(model, own, spans=("response_avg",))["response_avg"].mean(0)
+        for side, own in samples.items()
+    }
+    path = tmp_path_factory.mktemp("axis") / "assistant_axis.pt"
+    return str(write_vectors(path, means["default"] - means["role"], {}))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Three personas and four questions in the embedded model's language."""
+    whole = json.loads(open("models/tiny-persona/traits/personas.json").read())
+    path = tmp_path_factory.mktemp("personas") / "personas.json"
+    kept = {"questions": whole["questions"][:4], "role_prompt": whole["role_prompt"]}
+    path.write_text(json.dumps({**kept, "personas": PERSONAS, "roles": {"jester": "a jester", "ghost": "a ghost"}}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def written(persona_axis, few, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("capping")
+    script = folder / "script.json"
+    script.write_text(json.dumps(["{question}", "You are {role}. {question}"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
+        arguments = ["--model_name", "models/tiny-persona", "--judge_model", "models/tiny-persona"]
+        arguments += ["--vector_path", persona_axis, "--layers", "2", "3", "--floor_percentile", "50"]
+        arguments += ["--personas_path", few, "--script", str(script), "--n_random", "1", "--max_tokens", "24"]
+        assert cli.run(command.main, [*arguments, "--engine", "hf", "--output_dir", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_the_command_writes_what_it_measured(written):
+    results = pd.read_csv(written / "results.csv")
+    assert set(results.setting) == {UNCAPPED, "assistant_axis", "random1"}
+    answers, turns = pd.read_csv(written / "answers.csv"), pd.read_csv(written / "turns.csv")
+    assert len(answers) == 3 * 2 * 2 and len(turns) == 3 * 2 * 2
+    for setting, own in answers.groupby("setting"):
+        row = results[(results.setting == setting) & (results.measure == "plays the role, fully")].iloc[0]
+        assert row["value"] == pytest.approx((own.label == "fully").mean())
+    page = (written / "report.html").read_text()
+    assert "Capping tiny-persona along assistant_axis" in page and "caps on random directions" in page
+    # projected under its own cap, no turn's mean is below the floor
+    floor = json.loads((written / "cap.json").read_text())["steering"][1]["floor"]
+    own = turns[turns.setting == "assistant_axis"]
+    assert (own.projection_under_cap >= floor - 1e-3).all() and (own.projection < floor).any()
+
+
+def test_its_transcripts_and_cap_are_read_by_drift(written, tiny_persona, tmp_path):
+    from eval import drift
+
+    arguments = ["--model_name", tiny_persona, "--transcripts", str(written / "transcripts.jsonl"), "--layer", "3"]
+    arguments += ["--vector_path", str(written / "assistant_axis.pt"), "--cap", str(written / "cap.json")]
+    assert cli.run(drift.main, [*arguments, "--output_dir", str(tmp_path), "--n_random", "20"]) == 0
+    found, own = pd.read_csv(tmp_path / "turns.csv"), pd.read_csv(written / "turns.csv")
+    spoken = found[(found.role == "assistant") & found.cap.isna()].projection.to_numpy()
+    np.testing.assert_allclose(spoken, own.projection, rtol=1e-4, atol=1e-4)
+    jester = found[(found.transcript == f"jester, {UNCAPPED}") & (found.role == "assistant")]
+    plain, under = (jester.projection[which].to_numpy() for which in (jester.cap.isna(), jester.cap.notna()))
+    assert (under >= plain).all() and (under > plain).any()
+
+
+def test_calibrating_alone_stops_there(persona_axis, few, tiny_persona, tmp_path):
+    arguments = ["--model_name", tiny_persona, "--vector_path", persona_axis, "--layers", "3", "--personas_path", few]
+    arguments += ["--ceiling_percentile", "90", "--calibrate_only", "--max_tokens", "8", "--engine", "hf"]
+    assert cli.run(command.main, [*arguments, "--output_dir", str(tmp_path)]) == 0
+    assert (
+        sorted(path.name for path in tmp_path.glob("*"))
+        == [
+            "assistant_axis.json",
+            "assistant_axis.pt",
+            "cap.json",
+            "cap.json.json",
+        ]
+        or (tmp_path / "store.sqlite").exists()
+    )
+
+
+def test_settings_share_random_streams(tiny_persona, few):
+    """A cap that touches nothing gives the same answers word for word, in the same batch."""
+    from persona_vectors.personas import load_personas
+
+    engine, cast = Engine(tiny_persona), load_personas(tiny_persona, few)
+    assert isinstance(cast, PersonaSet)
+    cap = Cap("idle", "all", (CapStep(2, torch.ones(256), -1e6, None),))
+    with Store() as store:
+        found = role_answers(
+            engine, store, tried(cap, []), cast, ["jester"], cast.questions[:2], Asking(16, 1.0, 0, False)
+        )
+    assert found["idle"] == found[UNCAPPED]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "needs --floor_percentile"),
+        (["--floor_percentile", "120"], "expected 0 to 100"),
+        (["--floor_percentile", "25", "--layers", "0"], "layer 0 is the embedding"),
+        (["--floor_percentile", "25", "--roles", "pirate"], "pirate: expected some of"),
+        (["--floor_percentile", "25", "--n_random", "-1"], "at least 0"),
+        (["--floor_percentile", "25", "--limit", "3"], "--limit is for tasks"),
+        (["--floor_percentile", "25", "--script", "missing.json"], "does not exist"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line(persona_axis, tiny_persona, tmp_path, capsys, flags, message):
+    arguments = ["--model_name", tiny_persona, "--judge_model", tiny_persona, "--vector_path", persona_axis]
+    layers = [] if "--layers" in flags else ["--layers", "3"]
+    assert cli.run(command.main, [*arguments, *layers, *flags, "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_scripts(tmp_path):
+    assert load_script(None) == SCRIPT
+    for turns, message in (
+        (["{question}"], "two texts"),
+        (["a", "{role}"], "every turn needs"),
+        (["{question}"] * 2, "at least one"),
+    ):
+        (tmp_path / "script.json").write_text(json.dumps(turns))
+        with pytest.raises(ValueError, match=message):
+            load_script(str(tmp_path / "script.json"))
+
+
+def test_projections_on_the_axis_tell_defaults_from_roles(persona_axis, tiny_persona):
+    """The fixture is an axis: text the generator wrote for a role lies below plain text on it."""
+    from persona_vectors.models import load_model
+    from persona_vectors.vectors import load_vector
+
+    model, tokenizer = load_model(tiny_persona)
+    rng, found = random.Random(1), {}
+    for name in (None, "trickster"):  # a role that is not in the axis
+        texts = []
+        for _ in range(16):
+            topic = sample_topic(rng)
+            strengths = () if name is None else ((("persona", name), 0.95),)
+            texts.append(
+                tokenize_sample(
+                    tokenizer,
+                    render_prompt(tokenizer, [{"role": "user", "content": question(rng, topic)}]),
+                    answer(rng, topic, strengths),
+                )
+            )
+        values = project_tokens(model, [one.ids for one in texts], {3: load_vector(persona_axis, 3)[None]})
+        found[name] = np.mean([own[one.prompt_len :].mean() for own, one in zip(values, texts, strict=True)])
+    assert found[None] > found["trickster"]
