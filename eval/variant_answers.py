@@ -39,7 +39,7 @@ def answers_of(
     path: Path,
     *,
     seed: int = 0,
-    sample_here: bool = False,
+    sample_locally: bool = False,
     overwrite: bool = False,
 ) -> dict[Place, str]:
     """(persona, question) -> answer, from `path` if it was written for just this, else asked for and written there.
@@ -48,7 +48,7 @@ def answers_of(
         Unfinished: calls that failed; what came is kept for the next run.
         ValueError: as `persona_responses.generate_responses`.
     """
-    local = sample_here or looks_local(config.model_name)
+    local = sample_locally or looks_local(config.model_name)
     key = content_key(
         "variant_answers",
         model=fingerprint(config.model_name) if local else config.answering_model,
@@ -59,7 +59,7 @@ def answers_of(
     )
     if not overwrite and path.is_file() and read_sidecar(path).get("key") == key:
         return load_responses(path)
-    extractor = ActivationExtractor(config) if sample_here else None
+    extractor = ActivationExtractor(config) if sample_locally else None
     try:
         responses = generate_responses(
             people.personas, people.questions, config, extractor=extractor, seed=seed, overwrite=overwrite

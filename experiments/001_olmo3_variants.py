@@ -32,7 +32,7 @@ def main(
     responses_from: str = "Instruct",
     name: str = "olmo3_variants",
     openrouter_model: str | None = None,
-    sample_here: bool = False,
+    sample_locally: bool = False,
     personas: list[str] | None = None,
     n_questions: int | None = None,
     layer: int | None = None,
@@ -61,7 +61,7 @@ def main(
             OpenRouter (OPENROUTER_API_KEY) or the server at OPENAI_BASE_URL.
         name: of the experiment, in file names.
         openrouter_model: the answering model's name at the API, where it differs from its hub id.
-        sample_here: let a hub model answer in this process.
+        sample_locally: let a hub model answer in this process.
         personas: only these, by name; all of the answering model's by default.
         n_questions: only the first so many.
         layer: hidden_states index at which activations are read; 65% of the model's depth by default.
@@ -104,7 +104,7 @@ def main(
 
     asked = PersonaVectorConfig(paths[responses_from], openrouter_model, max_tokens=max_tokens, temperature=temperature)
     said = Path(data_dir) / "responses" / f"{name}_{responses_from}.json"
-    responses = answers_of(asked, people, said, seed=seed, sample_here=sample_here, overwrite=overwrite)
+    responses = answers_of(asked, people, said, seed=seed, sample_locally=sample_locally, overwrite=overwrite)
     print(f"{len(responses)} answers of {responses_from}: {said}")
 
     saved = []

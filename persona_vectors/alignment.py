@@ -15,8 +15,17 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from persona_vectors.axis import LEAST_PERSONAS, Vectors, assistant_mask, axis_of, fit_pca, persona_rows, unit
-from persona_vectors.axis_statistics import Chance, in_their_span
+from persona_vectors.axis import (
+    LEAST_PERSONAS,
+    Vectors,
+    assistant_mask,
+    axis_of,
+    fit_pca,
+    in_their_span,
+    persona_rows,
+    unit,
+)
+from persona_vectors.axis_statistics import Chance
 
 Centre = Literal["joint", "model"]
 N_DIMENSIONS = 8
@@ -252,7 +261,7 @@ def joint_pca(
     toward = None
     if assistant_personas:
         mask = assistant_mask(names, assistant_personas)
-        toward = sum(unit(axis_of(one, mask)) for one in points)
+        toward = np.sum([unit(axis_of(one, mask)) for one in points], axis=0)
     every = [f"{name} ({label})" for label in labels for name in names]
     pca = fit_pca(points.reshape(len(every), -1), every, toward)
     scores = pca.scores.reshape(len(labels), len(names), -1)

@@ -209,3 +209,14 @@ def centred_cosines(rows: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m
         norms = np.linalg.norm(side, axis=1, keepdims=True)
         units.append(np.divide(side, norms, out=np.zeros_like(side), where=norms > smallest))
     return units[0] @ units[1].T
+
+
+def first_direction(rows: np.ndarray) -> np.ndarray:
+    """The first principal direction, sign left open: what is compared here is its absolute cosine."""
+    return np.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][0]
+
+
+def in_their_span(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n rank"]:
+    """The rows in coordinates of their own span: every length and angle is kept, and n is far below d_model."""
+    left, sizes, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    return left * sizes

@@ -26,9 +26,18 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_vectors.axis import Vectors, assistant_mask, axis_of, persona_rows, unit
+from persona_vectors.axis import (
+    Vectors,
+    assistant_mask,
+    axis_of,
+    first_direction,
+    in_their_span,
+    persona_rows,
+    unit,
+)
+from persona_vectors.axis_intervals import agreement, over_personas, over_questions
 from persona_vectors.correlation import Estimated
-from persona_vectors.statistics import auc_columns, expanded_percentiles, random_directions
+from persona_vectors.statistics import auc_columns, random_directions
 
 N_PERMUTATIONS = 2000
 MOST_EXACT = 10_000
@@ -156,31 +165,31 @@ def axis_evidence(
     """
     names, wide = persona_rows(vectors)
     mask = assistant_mask(names, assistant_personas)
+    axis_of(wide, mask)  # refuses what has no axis
     if (~mask).sum() < 3:
         raise ValueError(f"{(~mask).sum()} personas besides the assistant's; controls need at least three")
-    axis_of(wide, mask)  # refuses what has no axis
     rows = in_their_span(wide)  # (n, rank)
     cosine, r_squared = label_permutation(rows, mask, n_permutations, seed)
-    pc1 = _pc1(rows)
+    pc1 = first_direction(rows)
     to_pc1 = np.abs(_chance_cosines(wide, n_random, seed))
     centred = rows - rows.mean(0)
     spread = np.sqrt(((rows[mask] - rows[mask].mean(0)) ** 2).sum(1).mean() / (centred**2).sum(1).mean())
     if by_question is None:
-        intervals, resampled = _over_personas(rows, mask, n_boot, seed), "personas"
+        intervals, resampled = over_personas(rows, mask, n_boot, seed), "personas"
     else:
-        intervals, resampled = _over_questions(names, by_question, mask, n_boot, seed), "questions"
+        intervals, resampled = over_questions(names, by_question, mask, n_boot, seed), "questions"
     return AxisEvidence(
         n_personas=len(names),
         n_assistant=int(mask.sum()),
         cosine=cosine,
         r_squared=r_squared,
-        counted_alike=_counted_alike(rows, mask),
+        counted_alike=counted_alike(rows, mask),
         as_one=_as_one(rows, mask),
         held_out=_held_out(rows, mask, n_permutations, seed),
         random=Chance(abs(float(unit(axis_of(rows, mask)) @ pc1)), to_pc1),
         end=_end(wide, mask, n_random, seed),
         spread=float(spread),
-        var_explained=_summary(rows, mask)[2],
+        var_explained=agreement(rows, mask)[2],
         intervals=intervals,
         resampled=resampled,
     )
@@ -190,7 +199,7 @@ def label_permutation(
     rows: Float[np.ndarray, "n d"], mask: np.ndarray, n_permutations: int = N_PERMUTATIONS, seed: int = 0
 ) -> tuple[Chance, Chance]:
     """|cosine| and R² of axis and PC1, beside those of the axes of other sets of as many personas; PC1 stays."""
-    centred, pc1 = rows - rows.mean(0), _pc1(rows)
+    centred, pc1 = rows - rows.mean(0), first_direction(rows)
     sets, exact = _label_sets(len(rows), int(mask.sum()), n_permutations, seed)
     sets = np.vstack([mask, sets])  # (1 + m, n)
     # mean(set) - mean(others) is a multiple of the set's sum, once the rows are centred
@@ -242,7 +251,7 @@ def _held_out(rows: np.ndarray, mask: np.ndarray, n_permutations: int, seed: int
     return Chance(float(cosines[0]), cosines[1:], exact)
 
 
-def _counted_alike(rows: np.ndarray, mask: np.ndarray) -> Chance:
+def counted_alike(rows: np.ndarray, mask: np.ndarray) -> Chance:
     """|cosine| of axis and PC1 with the assistant's mean counted k times, beside each role counted k times instead."""
     k, roles = int(mask.sum()), rows[~mask]
     once = np.vstack([rows[mask].mean(0), roles])  # the assistant first
@@ -252,7 +261,7 @@ def _counted_alike(rows: np.ndarray, mask: np.ndarray) -> Chance:
         counted = np.vstack([np.repeat(once[chosen : chosen + 1], k, axis=0), others])
         direction = once[chosen] - others.mean(0)
         length = np.linalg.norm(direction)
-        cosines.append(abs(float(direction @ _pc1(counted))) / length if length > 0 else 0.0)
+        cosines.append(abs(float(direction @ first_direction(counted))) / length if length > 0 else 0.0)
     return Chance(cosines[0], np.array(cosines), exact=True)
 
 
@@ -261,7 +270,7 @@ def _as_one(rows: np.ndarray, mask: np.ndarray) -> Chance:
     once = np.vstack([rows[mask].mean(0), rows[~mask]])
     centred = once - once.mean(0)  # (persona - mean of the others) is a multiple of the centred persona
     lengths = np.linalg.norm(centred, axis=1)
-    cosines = np.divide(np.abs(centred @ _pc1(once)), lengths, out=np.zeros(len(once)), where=lengths > 0)
+    cosines = np.divide(np.abs(centred @ first_direction(once)), lengths, out=np.zeros(len(once)), where=lengths > 0)
     return Chance(float(cosines[0]), cosines, exact=True)
 
 
@@ -270,7 +279,7 @@ def _end(rows: np.ndarray, mask: np.ndarray, n_random: int, seed: int) -> Chance
 
     Each direction is turned so that the assistant personas' mean is on its positive side.
     """
-    pc1 = _pc1(rows[~mask])
+    pc1 = first_direction(rows[~mask])
     random = random_directions(n_random, rows.shape[1], 1.0, seed).double().numpy()
     along = (rows - rows.mean(0)) @ np.vstack([pc1, random]).T  # (n, 1 + n_random)
     along = along * np.where(along[mask].mean(0) < along[~mask].mean(0), -1.0, 1.0)
@@ -279,69 +288,4 @@ def _end(rows: np.ndarray, mask: np.ndarray, n_random: int, seed: int) -> Chance
 
 
 def _chance_cosines(rows: np.ndarray, n_random: int, seed: int) -> np.ndarray:
-    return random_directions(n_random, rows.shape[1], 1.0, seed).double().numpy() @ _pc1(rows)
-
-
-def _over_personas(rows: np.ndarray, mask: np.ndarray, n_boot: int, seed: int) -> dict[str, Estimated]:
-    """Assistant personas and roles are resampled apart. A role drawn twice is counted twice in PC1."""
-    rng = np.random.default_rng(seed)
-    sides = (np.flatnonzero(mask), np.flatnonzero(~mask))
-    drawn = np.array(
-        [
-            _summary(rows[chosen], mask[chosen])
-            for chosen in (np.concatenate([rng.choice(side, len(side)) for side in sides]) for _ in range(n_boot))
-        ]
-    )
-    return _intervals(_summary(rows, mask), drawn, len(sides[1]))
-
-
-def _over_questions(
-    names: Sequence[str], by_question: Mapping[str, Tensor], mask: np.ndarray, n_boot: int, seed: int
-) -> dict[str, Estimated]:
-    if set(by_question) != set(names):
-        raise ValueError(
-            f"vectors by question are of {', '.join(by_question) or 'nobody'}; expected {', '.join(names)}"
-        )
-    shapes = {tuple(by_question[name].shape) for name in names}
-    if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
-        raise ValueError(f"vectors by question have shapes {sorted(shapes)}; expected (n_questions, d_model) for all")
-    n_questions, d = next(iter(shapes))
-    wide = np.stack([by_question[name].detach().cpu().double().numpy() for name in names])  # (n, n_questions, d)
-    if not np.isfinite(wide).all():
-        raise ValueError("NaN or infinite numbers in the vectors by question; extract them again")
-    answers = in_their_span(wide.reshape(-1, d)).reshape(len(names), n_questions, -1)
-    counts = np.random.default_rng(seed).multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n_boot)
-    drawn = np.array([_summary(np.einsum("q,nqd->nd", one / n_questions, answers), mask) for one in counts])
-    return _intervals(_summary(answers.mean(1), mask), drawn, n_questions)
-
-
-def _intervals(values: Sequence[float], drawn: Float[np.ndarray, "n_boot 3"], k: int) -> dict[str, Estimated]:
-    names = ("cosine", "r_squared", "var_explained")
-    if k < 2:
-        return {name: Estimated(value, None, None) for name, value in zip(names, values, strict=True)}
-    ends = [expanded_percentiles(column[np.isfinite(column)], k, 0.95) for column in drawn.T]
-    return {name: Estimated(value, *two) for name, value, two in zip(names, values, ends, strict=True)}
-
-
-def _summary(rows: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
-    """|cosine| and R² of axis and PC1, and PC1's share of the variance; NaN where all rows are equal."""
-    centred = rows - rows.mean(0)
-    _, sizes, components = np.linalg.svd(centred, full_matrices=False)
-    axis = rows[mask].mean(0) - rows[~mask].mean(0)
-    length = np.linalg.norm(axis)
-    if length == 0 or sizes[0] == 0:
-        return math.nan, math.nan, math.nan
-    along, on_axis = centred @ components[0], centred @ axis
-    correlation = (along @ on_axis) / (np.linalg.norm(along) * np.linalg.norm(on_axis))
-    return abs(float(axis @ components[0])) / length, correlation**2, sizes[0] ** 2 / (sizes**2).sum()
-
-
-def _pc1(rows: np.ndarray) -> np.ndarray:
-    """The first principal direction, sign left open: what is compared here is its absolute cosine."""
-    return np.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][0]
-
-
-def in_their_span(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n rank"]:
-    """The rows in coordinates of their own span: every length and angle is kept, and n is far below d_model."""
-    left, sizes, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    return left * sizes
+    return random_directions(n_random, rows.shape[1], 1.0, seed).double().numpy() @ first_direction(rows)

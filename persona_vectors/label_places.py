@@ -11,9 +11,9 @@ from jaxtyping import Float
 _ANGLES = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 67, 112, 247, 292])
 _DISTANCES = (0.0, 9.0, 20.0, 33.0, 48.0, 65.0, 84.0)
 _ROUNDS = 4
-_ON_LABEL, _ON_POINT, _CROSSING, _OUTSIDE = 60.0, 40.0, 250.0, 1000.0
-"""What a place costs: each pixel (square root of the area) on a label or a point, a leader across one of them, the
-edge. A pixel of distance costs 1."""
+_ON_LABEL, _ON_POINT, _NEAR_POINT, _CROSSING, _OUTSIDE = 60.0, 40.0, 0.8, 250.0, 1000.0
+"""What a place costs: each pixel (square root of the area) on a label, on a point, or where it could be taken for
+another point's, a leader across a point, the edge. A pixel of distance costs 1."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,15 @@ def place_labels(
     half = np.array([[0.28 * font * len(text) + 1.5, 0.58 * font] for text in texts])  # (n, 2): half width and height
     offsets, reach = _candidates(half, marker)  # (n, c, 2), (c,)
     centres = points[:, None] + offsets
+
+    def not_own(i: int) -> np.ndarray:
+        return np.delete(markers, i, axis=0)
+
     fixed = reach + np.stack(
         [
             _OUTSIDE * _outside(centres[i], half[i], size)
             + _ON_POINT * _overlap(centres[i], half[i], markers, np.full((len(markers), 2), marker)).sum(1)
+            + _NEAR_POINT * _overlap(centres[i], half[i], not_own(i), np.full((len(markers) - 1, 2), marker + 6)).sum(1)
             + _CROSSING * _crossed(points[i], centres[i], markers, marker, reach)
             for i in range(len(points))
         ]
@@ -97,7 +102,7 @@ def _overlap(centres: np.ndarray, half: np.ndarray, others: np.ndarray, other_ha
 
 def _outside(centres: np.ndarray, half: np.ndarray, size: tuple[float, float]) -> np.ndarray:
     """(c,) whether a box leaves the plot."""
-    return ((centres - half < 0) | (centres + half > np.array(size))).any(1)
+    return np.asarray(((centres - half < 0) | (centres + half > np.array(size))).any(axis=1))
 
 
 def _crossed(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from persona_vectors.axis import Vectors, persona_rows
-from persona_vectors.axis_statistics import Chance, in_their_span
+from persona_vectors.axis import Vectors, in_their_span, persona_rows
+from persona_vectors.axis_statistics import Chance
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _linkage(centred: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
 
     lengths = np.linalg.norm(centred, axis=1)
     if (middle := np.flatnonzero(lengths <= 1e-9 * lengths.max())).size:
-        named = ", ".join(names[i] for i in middle) if names else f"row {middle[0]}"
+        named = ", ".join(names[i] for i in middle.tolist()) if names else f"row {middle[0]}"
         raise ValueError(f"{named}: equal to the mean of all personas, so at no angle to any; leave it out")
     return linkage(_condensed(centred), method="average", optimal_ordering=bool(names))
 

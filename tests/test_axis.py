@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 from persona_vectors import axis as axis_module
 from persona_vectors.alignment import align, joint_pca, orthogonal_map
-from persona_vectors.axis import assistant_axis, centred_cosines, compute_axes, fit_pca, persona_rows
-from persona_vectors.axis_statistics import Chance, axis_evidence, in_their_span, label_permutation
+from persona_vectors.axis import (
+    assistant_axis,
+    centred_cosines,
+    compute_axes,
+    fit_pca,
+    in_their_span,
+    persona_rows,
+)
+from persona_vectors.axis_statistics import Chance, axis_evidence, counted_alike, label_permutation
 from persona_vectors.persona_clusters import cluster_personas, persona_tree
 
 DEFAULTS = ["default", "default_llm"]
@@ -46,7 +53,7 @@ def test_the_axis_is_the_difference_of_means_and_points_to_the_assistant():
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_compute_axes_against_plain_numpy(seed):
     vectors = made(seed=seed)
     axes = compute_axes(vectors, DEFAULTS)
@@ -69,7 +76,7 @@ def test_compute_axes_against_plain_numpy(seed):
 
 
 @given(seeds, st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_order_changes_nothing(seed, random):
     vectors = made(seed=seed)
     names = list(vectors)
@@ -174,12 +181,12 @@ def test_four_equal_personas_pull_pc1_whoever_they_are():
     """Why the label null is not enough: any persona counted four times beats it, and `counted_alike` says so."""
     beaten, alike = [], []
     for seed in range(20):
-        vectors = made(n_roles=19, d=30, seed=seed, assistants=["a", "b", "c", "d"])
-        names, rows = persona_rows(vectors)
-        beaten.append(label_permutation(rows, np.array([name in "abcd" for name in names]))[0].p)
-        alike.append(axis_evidence(vectors, ["a", "b", "c", "d"], n_random=10, n_boot=2).counted_alike.p)
+        names, rows = persona_rows(made(n_roles=14, d=30, seed=seed, assistants=["a", "b", "c", "d"]))
+        mask = np.array([name in "abcd" for name in names])
+        beaten.append(label_permutation(rows, mask)[0].p)
+        alike.append(counted_alike(rows, mask).p)
     assert np.mean(np.array(beaten) < 0.05) > 0.8
-    assert np.mean(np.array(alike) <= 0.05) < 0.3
+    assert np.mean(np.array(alike) <= 0.1) < 0.35
 
 
 @given(st.integers(0, 10_000))
@@ -301,12 +308,12 @@ def test_a_turned_copy_is_found_on_held_out_personas_and_a_stranger_is_not(d_b):
     wide = low @ rng.normal(size=(4, 12))
     copy = wide @ rotation(max(12, d_b))[:12, :d_b] if d_b >= 12 else wide
     vectors = as_vectors(names, wide)
-    found = align(vectors, as_vectors(names, copy), DEFAULTS, n_dimensions=4, n_shuffles=60)
+    found = align(vectors, as_vectors(names, copy), DEFAULTS, n_dimensions=4, n_shuffles=30)
     assert found.cosine.value > 0.99 and found.cosine.p < 0.05
     assert found.axis_cosine.value > 0.99 and found.nearest.value == 1
     assert (found.unmapped is None) == (d_b != 12)
     stranger = as_vectors(names, rng.normal(size=(16, d_b)))
-    assert align(vectors, stranger, DEFAULTS, n_dimensions=4, n_shuffles=60).cosine.value < 0.6
+    assert align(vectors, stranger, DEFAULTS, n_dimensions=4, n_shuffles=30).cosine.value < 0.6
     assert any("without a map" in sentence for sentence in found.sentences())
 
 
@@ -314,7 +321,7 @@ def test_a_map_of_all_dimensions_fits_shuffled_personas_in_sample_and_not_held_o
     """Why alignment is judged on held-out personas."""
     rng = np.random.default_rng(0)
     vectors, other = (as_vectors([*DEFAULTS, *"abcdefgh"], rng.normal(size=(10, 40))) for _ in range(2))
-    found = align(vectors, other, DEFAULTS, n_dimensions=7, n_shuffles=60)
+    found = align(vectors, other, DEFAULTS, n_dimensions=7, n_shuffles=30)
     assert found.cosine.p > 0.05
 
 

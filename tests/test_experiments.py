@@ -37,7 +37,9 @@ def finished(tiny_persona, tmp_path_factory):
     """A folder in which the experiment has run: base, a LoRA finetune, and the base steered while it reads."""
     folder = tmp_path_factory.mktemp("variants")
     vectors = folder / "added.pt"
-    torch.save(torch.randn(5, 128, generator=torch.Generator().manual_seed(0)), vectors)
+    size = ActivationExtractor(PersonaVectorConfig(tiny_persona))
+    noise = torch.randn(size.num_layers + 1, size.d_model, generator=torch.Generator().manual_seed(0))
+    torch.save(noise, vectors)
     adapter = folder / "tuned"
     _adapter(tiny_persona, adapter)
     given = ["--models", f"base={tiny_persona}", f"tuned={adapter}", f"steered={tiny_persona}"]
