@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from eval.cached_files import is_cached
-from eval.role_adherence import judge_adherence
+from eval.role_adherence import checked_adherence
 from judge import JudgeError, check_judge
 from persona_vectors import cli
 from persona_vectors.axis import assistant_axis
@@ -250,7 +249,7 @@ class AxisRun:
     def _extracted(self, responses: Mapping[Place, str], settings: Mapping[str, Any]) -> Read:
         layer = self.extractor.get_extraction_layer() if self.asked.layer is None else self.asked.layer
         check_layer(layer, self.extractor.num_layers, self.slug, steering=False)
-        kept, adherence = self._playing(responses)
+        kept, adherence, judged = self._playing(responses)
         by_persona = answered(self.cast.personas, self.cast.questions, kept)
         least = self.asked.min_answers or min(MIN_ANSWERS, len(self.cast.questions))
         few = {name: len(own) for name, own in by_persona.items() if len(own) < least}
@@ -259,11 +258,10 @@ class AxisRun:
         personas = {name: prompt for name, prompt in self.cast.personas.items() if name not in few}
         questions = self.cast.questions
         layers = extract_persona_layers(self.extractor, personas, questions, kept, min_answers=least, progress=True)
-        rows = range(self.extractor.num_layers + 1)
-        axis = torch.stack(
-            [assistant_axis({name: v[row] for name, v in layers.items()}, ASSISTANT_PERSONAS) for row in rows]
-        )
-        notes = [f"left out {name}: {n} answers that count, of at least {least}" for name, n in few.items()]
+        shape = (self.extractor.num_layers + 1, self.extractor.d_model)
+        flat = {name: own.flatten() for name, own in layers.items()}
+        axis = assistant_axis(flat, ASSISTANT_PERSONAS).reshape(shape)  # of every layer by itself: it is a difference
+        notes = judged + [f"left out {name}: {n} answers that count, of at least {least}" for name, n in few.items()]
         record = {
             "settings": dict(settings),
             "model": self.asked.model_name,
@@ -278,17 +276,21 @@ class AxisRun:
         write_vectors(self.cached_axis_path, axis, {"kind": "assistant axis", "sign": AXIS_SIGN, **record})
         return Read(layer, vectors, axis, record, notes)
 
-    def _playing(self, responses: Mapping[Place, str]) -> tuple[dict[Place, str], dict[str, dict[str, int]] | None]:
-        """The answers that count (with a judge, those that fully play their role), and what the judge said."""
+    def _playing(
+        self, responses: Mapping[Place, str]
+    ) -> tuple[dict[Place, str], dict[str, dict[str, int]] | None, list[str]]:
+        """The answers that count (with a judge, those that fully play their role), what it said, and its control."""
         judge_model = self.asked.judge_model
         if judge_model is None:
-            return dict(responses), None
+            return dict(responses), None, []
         with Store() as store:
             try:
-                labels = judge_adherence(judge_model, self.cast, responses, store=store, overwrite=self.asked.overwrite)
+                labels, line = checked_adherence(
+                    judge_model, self.cast, responses, store=store, overwrite=self.asked.overwrite
+                )
             except JudgeError as error:
                 raise cli.Unfinished(str(error)) from error
-        return playing(responses, labels), adherence_counts(labels)
+        return playing(responses, labels), adherence_counts(labels), [line]
 
     def write_axis(self, read: Read) -> Path:
         """The axis where the commands look for vectors, from the layers' file that is kept with the vectors."""

@@ -23,8 +23,8 @@ def is_cached(path: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
         raise ValueError(f"{path} does not say how it was made (no settings in its sidecar); {advice}")
     differing = [name for name in settings if made.get(name) != settings[name]]
     if differing:
-        there, here = ((_short(one.get(name)) for name in differing) for one in (made, settings))
-        told = ", ".join(f"{name} {a} there, {b} here" for name, a, b in zip(differing, there, here, strict=True))
+        both = [(name, _short(made.get(name)), _short(settings[name])) for name in differing]
+        told = ", ".join(f"{name} {there} there, {here} here" for name, there, here in both)
         raise ValueError(f"{path} was made with other settings ({told}); {advice}")
     return True
 

@@ -11,7 +11,14 @@ from persona_vectors import chat_api, local_judges
 from persona_vectors.judging import failure_line
 from persona_vectors.persona_files import Place
 from persona_vectors.personas import PersonaSet
-from persona_vectors.role_adherence import Adherence, label_of, local_labels, role_prompts
+from persona_vectors.role_adherence import (
+    Adherence,
+    label_of,
+    local_labels,
+    other_roles,
+    role_prompts,
+    tells_roles_apart,
+)
 from persona_vectors.store import Store, content_key
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ def judge_adherence(
 ) -> dict[Place, Adherence | None]:
     """(persona, question) -> how far the answer plays its role, of every role's answers; None where the judge gave no
     label.
+
+    `checked_adherence` also asks whether the judge reads the role at all: the embedded model's does not.
 
     Args:
         judge_model: an OpenAI model, a served model (OPENAI_BASE_URL), or a local folder or hub id, which answers by
@@ -59,6 +68,30 @@ def judge_adherence(
             failures = {row: failed[text] for row, text in enumerate(prompts.values()) if text in failed}
             raise JudgeError(failure_line(failures, len(prompts)), failures)
     return {place: labels[text] for place, text in prompts.items()}
+
+
+def checked_adherence(
+    judge_model: str,
+    cast: PersonaSet,
+    responses: Mapping[Place, str],
+    *,
+    store: Store,
+    overwrite: bool = False,
+) -> tuple[dict[Place, Adherence | None], str]:
+    """(labels as `judge_adherence` gives them, one line on how the judge did on its control).
+
+    Raises:
+        ValueError: a judge that says `fully` of answers whoever gave them: its labels mean nothing.
+    """
+    own = judge_adherence(judge_model, cast, responses, store=store, overwrite=overwrite)
+    others = judge_adherence(judge_model, cast, other_roles(cast, responses), store=store, overwrite=overwrite)
+    apart, shares = tells_roles_apart(own, others)
+    if not apart:
+        raise ValueError(
+            f"judge {judge_model} cannot tell roles apart: {shares}; take another --judge_model, or none (then every "
+            "answer counts)"
+        )
+    return own, f"judge {judge_model}: {shares}"
 
 
 def _ask(

@@ -40,6 +40,45 @@ def role_prompts(
     }
 
 
+def other_roles(
+    cast: PersonaSet,
+    responses: Mapping[Place, str],
+    assistant_personas: Sequence[str] = ASSISTANT_PERSONAS,
+    most: int = 3,
+) -> dict[Place, str]:
+    """The control: answers of each role as if another one had given them, at most `most` a role.
+
+    A judge that reads the role calls few of them `fully`. The other role stands half the cast away, since neighbours
+    may be alike.
+    """
+    by_role: dict[str, list[tuple[str, str]]] = {name: [] for name in cast.personas if name not in assistant_personas}
+    for (persona, question), text in responses.items():
+        if persona in by_role and len(by_role[persona]) < most:
+            by_role[persona].append((question, text))
+    names = [name for name, own in by_role.items() if own]
+    return {
+        (names[(number + len(names) // 2) % len(names)], question): text
+        for number, name in enumerate(names)
+        for question, text in by_role[name]
+    }
+
+
+def tells_roles_apart(own: Labels, others: Labels, level: float = 0.05) -> tuple[bool, str]:
+    """(whether the judge says `fully` more often of answers in their own role than in another's, the two shares).
+
+    By Fisher's exact test, one-sided: at this level a judge that does not read the role passes one time in 20.
+    """
+    from scipy.stats import fisher_exact
+
+    counts = [(sum(label == "fully" for label in labels.values()), len(labels)) for labels in (own, others)]
+    table = [[n_fully, n - n_fully] for n_fully, n in counts]
+    shares = " and of ".join(
+        f"{n_fully} of {n} {which}"
+        for (n_fully, n), which in zip(counts, ("answers", "answers given by another role (the control)"), strict=True)
+    )
+    return float(fisher_exact(table, alternative="greater").pvalue) < level, f"`fully` is said of {shares}"  # pyright: ignore
+
+
 def local_labels(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, progress: bool = False
 ) -> list[Adherence | None]:

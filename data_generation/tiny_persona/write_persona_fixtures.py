@@ -19,15 +19,17 @@ from persona_vectors import (
 )
 
 SEED = 1
+N_QUESTIONS = 12  # of the model's 18, so that the file stays small
 
 
 def write_fixtures(model: str, folder: Path) -> list[Path]:
     """The paths written: responses_cache.json and persona_vectors_layer<L>.pt, each with its sidecar."""
     config, cast = PersonaVectorConfig(model_name=model), load_personas(model)
+    questions = cast.questions[:N_QUESTIONS]
     extractor = ActivationExtractor(config)
-    responses = generate_responses(cast.personas, cast.questions, config, extractor=extractor, seed=SEED)
+    responses = generate_responses(cast.personas, questions, config, extractor=extractor, seed=SEED)
     layer = extractor.get_extraction_layer()
-    vectors = extract_persona_vectors(extractor, cast.personas, cast.questions, responses, layer)
+    vectors = extract_persona_vectors(extractor, cast.personas, questions, responses, layer)
     record = {"model": model, "personas": cast.source, "seed": SEED}
     return [
         save_responses(responses, folder / "responses_cache.json", record),
