@@ -145,7 +145,7 @@ def test_equal_to_a_plain_loop_over_single_samples(
 ):
     config = PersonaVectorConfig(model_name=tiny_persona, prompt_format=prompt_format)
     same = ActivationExtractor(config, model=axis_extractor.model, tokenizer=axis_extractor.tokenizer)
-    questions = axis_cast.questions[:3]
+    questions = axis_cast.questions[:2]
     found = extract_persona_vectors(same, axis_cast.personas, questions, axis_responses, LAYER)
     model, tokenizer = axis_extractor.model, axis_extractor.tokenizer
     for name, system in axis_cast.personas.items():
@@ -171,7 +171,7 @@ def test_one_layer_is_a_row_of_all(axis_extractor, axis_cast, axis_responses):
     personas = {name: axis_cast.personas[name] for name in ("default", "jester")}
     every = extract_persona_layers(axis_extractor, personas, axis_cast.questions, axis_responses)
     assert every["jester"].shape == (5, 256)
-    for layer in range(5):
+    for layer in (0, 2, 4):
         one = extract_persona_vectors(axis_extractor, personas, axis_cast.questions, axis_responses, layer)
         assert all(torch.allclose(every[name][layer], one[name], atol=1e-4) for name in personas)
 
