@@ -23,7 +23,7 @@ NUMBERS = {
 RESPONSIBLE_USE = (
     "A direction that brings out a trait does so for whoever holds it. These vectors are published for research on "
     "finding, monitoring, preventing and removing traits. Do not use them to make a model deceive or harm people. They "
-    "belong to the model named here; on any other, and at any coefficient not measured below, expect nothing: measure "
+    "belong to the model named here; on any other, or at a coefficient that nobody measured, expect nothing: measure "
     "the trait and the coherence of the answers, beside a random direction of the same length, before relying on them."
 )
 NO_CONTROLS = (
@@ -95,12 +95,15 @@ def _made(source: Source) -> str:
 
 
 def _flat(value: Any) -> str:
-    """`a 1, b 2` of a dictionary, nested ones in brackets; anything else as it is."""
+    """`a 1, b (c 2)` of a dictionary, without what is None; numbers to four digits; anything else as it is."""
     if isinstance(value, dict):
+        told = {key: _flat(one) for key, one in value.items() if one is not None}
         return ", ".join(
-            f"{key} {f'({_flat(one)})' if isinstance(one, dict) else _flat(one)}" for key, one in value.items()
+            f"{key} ({one})" if isinstance(value[key], dict) else f"{key} {one}" for key, one in told.items()
         )
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_flat, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _controls(sources: Sequence[Source]) -> list[str]:
