@@ -9,10 +9,10 @@ from pathlib import Path
 from persona_vectors.cli import Unfinished
 from persona_vectors.config import PersonaVectorConfig
 from persona_vectors.files import read_sidecar
-from persona_vectors.models import fingerprint, looks_local
+from persona_vectors.models import fingerprint
 from persona_vectors.persona_extraction import ActivationExtractor
 from persona_vectors.persona_files import Place, load_responses, save_responses
-from persona_vectors.persona_responses import ResponsesError, generate_responses
+from persona_vectors.persona_responses import ResponsesError, answers_locally, generate_responses
 from persona_vectors.personas import PersonaSet, load_personas
 from persona_vectors.store import content_key
 
@@ -48,7 +48,7 @@ def answers_of(
         Unfinished: calls that failed; what came is kept for the next run.
         ValueError: as `persona_responses.generate_responses`.
     """
-    local = sample_locally or looks_local(config.model_name)
+    local = sample_locally or answers_locally(config)
     key = content_key(
         "variant_answers",
         model=fingerprint(config.model_name) if local else config.answering_model,

@@ -25,6 +25,7 @@ OLMO3 = [
     "Think=allenai/Olmo-3-7B-Think",
     "RL-Zero=allenai/Olmo-3-7B-RL-Zero-Math",
 ]
+AT_OPENROUTER = {"allenai/Olmo-3-7B-Instruct": "allenai/olmo-3-7b-instruct"}
 
 
 def main(
@@ -102,7 +103,8 @@ def main(
     ]
     people = chosen_people(paths[responses_from], personas, n_questions)
 
-    asked = PersonaVectorConfig(paths[responses_from], openrouter_model, max_tokens=max_tokens, temperature=temperature)
+    api_name = openrouter_model or AT_OPENROUTER.get(paths[responses_from])
+    asked = PersonaVectorConfig(paths[responses_from], api_name, max_tokens=max_tokens, temperature=temperature)
     said = Path(data_dir) / "responses" / f"{name}_{responses_from}.json"
     responses = answers_of(asked, people, said, seed=seed, sample_locally=sample_locally, overwrite=overwrite)
     print(f"{len(responses)} answers of {responses_from}: {said}")

@@ -73,7 +73,10 @@ def scatter_figure(traces: list[Any], xy: np.ndarray, shares: np.ndarray, right:
 def write_names(
     figure: go.Figure, xy: np.ndarray, names: Sequence[str], marker: float, others: np.ndarray | None = None
 ) -> None:
-    """The names beside their points, without covering each other; a line leads to those that stand further off."""
+    """The names beside their points, without covering each other; a line leads to those that stand further off.
+
+    Among very many points, names without room are left to the pointer.
+    """
     width = _WIDTH - MARGIN["l"] - MARGIN["r"]
     height = _HEIGHT - MARGIN["t"] - MARGIN["b"]
     low, high = (np.array([axis.range[end] for axis in (figure.layout.xaxis, figure.layout.yaxis)]) for end in (0, 1))  # pyright: ignore
@@ -81,6 +84,8 @@ def write_names(
     further = None if others is None else (others - low) * to_pixels
     places = place_labels((xy - low) * to_pixels, names, (width, height), others=further, font=FONT, marker=marker)
     for (x, y), name, place in zip(xy.tolist(), names, places, strict=True):
+        if place is None:  # pointing at it says its name
+            continue
         figure.add_annotation(
             x=x,
             y=y,
@@ -116,10 +121,12 @@ def heatmap(
         hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
     )
     figure = plotly_figure([trace], "", "")
-    side = max(360, 26 * len(down))
-    longest = 7 * max(len(name) for name in [*down, *across])
-    figure.update_xaxes(tickangle=-45, showgrid=False, dtick=1, side="bottom")
-    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=1, scaleanchor="x", constrain="domain")
+    cell = float(np.clip(1600 / len(down), 9, 26))  # hundreds of personas stay readable, in small letters
+    side, size = max(360, cell * len(down)), min(13.0, cell - 1)
+    longest = 0.54 * size * max(len(name) for name in [*down, *across])
+    names = {"showgrid": False, "dtick": 1, "tickfont": {"size": size}}
+    figure.update_xaxes(tickangle=-45, side="bottom", **names)
+    figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", **names)
     margin = {"l": longest + 40, "r": 110, "t": MARGIN["t"], "b": longest + 40}
     figure.update_layout(width=side + longest + 150, height=side + longest + 144, margin=margin, hovermode="closest")
     # beyond the longest name, where Plotly's own axis titles would stand on it

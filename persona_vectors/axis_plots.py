@@ -19,6 +19,7 @@ from persona_vectors.axis import (
     centred_cosines,
     compute_axes,
     fit_pca,
+    in_their_span,
     persona_rows,
     present_assistants,
 )
@@ -41,6 +42,7 @@ from persona_vectors.axis_drawing import (
 )
 from persona_vectors.axis_statistics import counted_alike, label_permutation
 from persona_vectors.figure_pages import save_figure
+from persona_vectors.label_places import MOST_LEADERS
 from persona_vectors.persona_clusters import persona_tree
 from persona_vectors.plots import INK, RANDOM, VECTOR, plotly_figure, plotly_line
 
@@ -105,7 +107,7 @@ def plot_pca_projection(
     pca = fit_pca(rows, names, toward=axes["assistant_axis"].double().numpy())
     xy = plane(pca.scores)
     marker = {
-        "size": [15 if one else 12 for one in mask],
+        "size": [15 if one else 12 if len(names) <= MOST_LEADERS else 8 for one in mask],
         "symbol": ["diamond" if one else "circle" for one in mask],
         "color": axes["assistant_proj"].tolist(),
         "colorscale": from_role_to_assistant(axes["assistant_proj"]),
@@ -117,8 +119,9 @@ def plot_pca_projection(
     }
     figure = scatter_figure([markers(xy, names, "", marker, axes["assistant_proj"])], xy, pca.shares, right=130)
     write_names(figure, xy, names, marker=8)
-    high = np.quantile(label_permutation(rows, mask)[0].null, 0.95)
-    alike = np.median(counted_alike(rows, mask).null)
+    short = in_their_span(rows)
+    high = np.quantile(label_permutation(short, mask)[0].null, 0.95)
+    alike = np.median(counted_alike(short, mask).null)
     times = f" counted {mask.sum()} times" if mask.sum() > 1 else ""
     agreement = (
         f"cosine of PC1 and assistant axis (◆ against ●) {axes['cosine_sim']:.2f}; chance: other labels {high:.2f} "

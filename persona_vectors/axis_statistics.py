@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_vectors.axis import (
@@ -40,6 +40,7 @@ from persona_vectors.correlation import Estimated
 from persona_vectors.statistics import auc_columns, random_directions
 
 N_PERMUTATIONS = 2000
+_NUMBERS_AT_ONCE = 4_000_000
 MOST_EXACT = 10_000
 """Sets of assistant personas that are all tried, where there are no more than this; otherwise N_PERMUTATIONS drawn."""
 
@@ -119,16 +120,17 @@ class AxisEvidence:
             f"PC1 of the {n_roles} roles alone: cosine {self.held_out.text()}; AUC of {one} against the roles along "
             f"it {self.end.value:.2f}, reached by {np.mean(self.end.null >= self.end.value - 1e-9):.0%} of random "
             "directions",
+        ]
+        if k == 1:
+            return found  # the other controls are then this module's first
+        return [
+            *found,
             f"each role counted {k} times in the assistant's place: {self.counted_alike.text()}",
             f"the {one} counted once: {self.as_one.text()}",
+            f"the {one} lie within {self.spread:.0%} of the spread of all personas: permuting labels shows that they "
+            f"belong together, not that they are the assistant; p cannot be below {1 / (n_roles + 1):.2g} in the last "
+            "two controls",
         ]
-        if k > 1:
-            found.append(
-                f"the {one} lie within {self.spread:.0%} of the spread of all personas: permuting labels shows that "
-                f"they belong together, not that they are the assistant; p cannot be below {1 / (n_roles + 1):.2g} in "
-                "the last two controls"
-            )
-        return found
 
     def record(self) -> dict[str, object]:
         """For a sidecar."""
@@ -233,27 +235,37 @@ def _held_out(rows: np.ndarray, mask: np.ndarray, n_permutations: int, seed: int
     """
     n, k = len(rows), int(mask.sum())
     sets, exact = _label_sets(n, k, n_permutations, seed)
-    if len(sets) > n_permutations:  # an eigenproblem each
-        chosen = np.random.default_rng(seed).choice(len(sets), n_permutations, replace=False)
+    most = min(n_permutations, max(200, 20_000_000 // n**3))  # an eigenproblem each: seconds for hundreds of personas
+    if len(sets) > most:
+        chosen = np.random.default_rng(seed).choice(len(sets), most, replace=False)
         sets, exact = sets[chosen], False
     sets = np.vstack([mask, sets])
-    gram = rows @ rows.T
-    roles = np.nonzero(~sets)[1].reshape(len(sets), n - k)  # (1 + m, n - k)
-    weights = np.where(sets, 1 / k, -1 / (n - k))  # (1 + m, n)
-    among = gram[roles[:, :, None], roles[:, None, :]]  # (1 + m, n - k, n - k)
+    gram, size = rows @ rows.T, max(1, _NUMBERS_AT_ONCE // n**2)
+    parts = [_axis_on_pc1_of_roles(gram, sets[start : start + size]) for start in range(0, len(sets), size)]
+    cosines = np.concatenate(parts)
+    return Chance(float(cosines[0]), cosines[1:], exact)
+
+
+def _axis_on_pc1_of_roles(gram: Float[np.ndarray, "n n"], sets: Bool[np.ndarray, "m n"]) -> Float[np.ndarray, " m"]:
+    """|cosine| of the axis of each set and PC1 of what is not in it."""
+    n, k = len(gram), int(sets[0].sum())
+    roles = np.nonzero(~sets)[1].reshape(len(sets), n - k)
+    weights = np.where(sets, 1 / k, -1 / (n - k))  # (m, n)
+    among = gram[roles[:, :, None], roles[:, None, :]]  # (m, n - k, n - k)
     among = among - among.mean(1, keepdims=True) - among.mean(2, keepdims=True) + among.mean((1, 2), keepdims=True)
     values, vectors = np.linalg.eigh(among)
-    first = vectors[:, :, -1]  # (1 + m, n - k); centred, so it needs no centring of the rows
-    on_pc1 = np.einsum("sr,srn,sn->s", first, gram[roles], weights)
-    lengths = np.einsum("sn,nm,sm->s", weights, gram, weights)
+    first = vectors[:, :, -1]  # (m, n - k); centred, so it needs no centring of the rows
+    on_pc1 = np.einsum("sr,srn,sn->s", first, gram[roles], weights, optimize=True)
+    lengths = np.einsum("sn,nm,sm->s", weights, gram, weights, optimize=True)
     scale = np.sqrt(np.clip(values[:, -1] * lengths, 0, None))
-    cosines = np.divide(np.abs(on_pc1), scale, out=np.zeros(len(sets)), where=scale > 1e-9 * np.trace(gram))
-    return Chance(float(cosines[0]), cosines[1:], exact)
+    return np.divide(np.abs(on_pc1), scale, out=np.zeros(len(sets)), where=scale > 1e-9 * np.trace(gram))
 
 
 def counted_alike(rows: np.ndarray, mask: np.ndarray) -> Chance:
     """|cosine| of axis and PC1 with the assistant's mean counted k times, beside each role counted k times instead."""
     k, roles = int(mask.sum()), rows[~mask]
+    if k == 1:
+        return _as_one(rows, mask)
     once = np.vstack([rows[mask].mean(0), roles])  # the assistant first
     cosines = []
     for chosen in range(len(once)):

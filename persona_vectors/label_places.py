@@ -11,6 +11,7 @@ from jaxtyping import Float
 _ANGLES = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 67, 112, 247, 292])
 _DISTANCES = (0.0, 9.0, 20.0, 33.0, 48.0, 65.0, 84.0)
 _ROUNDS = 4
+MOST_LEADERS = 60
 _ON_LABEL, _ON_POINT, _NEAR_POINT, _CROSSING, _OUTSIDE = 60.0, 40.0, 0.8, 250.0, 1000.0
 """What a place costs: each pixel (square root of the area) on a label, on a point, or where it could be taken for
 another point's, a leader across a point, the edge. A pixel of distance costs 1."""
@@ -36,25 +37,29 @@ def place_labels(
     others: Float[np.ndarray, "m 2"] | None = None,
     font: float = 12.0,
     marker: float = 6.0,
-) -> list[Place]:
-    """A place for each point's label, as near as there is room.
+) -> list[Place | None]:
+    """A place for each point's label, as near as there is room; None for one that would cover another.
+
+    Among more than MOST_LEADERS points only the places next to a point are tried, and a label that would cover a point
+    is left out too.
 
     Each label in turn takes the cheapest of 112 places around its point (16 directions, 7 distances), those in the
-    densest surroundings first; then all are placed again a few times with the others where they are by then. The same
-    input gives the same output.
+    densest surroundings first; then all are placed again a few times with the others where they are by then. What still
+    overlaps is left out, one label at a time. The same input gives the same output.
 
     Args:
         points: pixels from the lower left corner of the plot.
         size: width and height of the plot.
         others: further markers that no label should cover.
-        font: size of the text in pixels; a letter is taken to be 0.56 of it wide.
+        font: size of the text in pixels; a letter is taken to be 0.62 of it wide.
         marker: radius of a marker.
     """
     if len(points) == 0:
         return []
     markers = points if others is None or not len(others) else np.vstack([points, others])
-    half = np.array([[0.28 * font * len(text) + 1.5, 0.58 * font] for text in texts])  # (n, 2): half width and height
-    offsets, reach = _candidates(half, marker)  # (n, c, 2), (c,)
+    half = np.array([[0.31 * font * len(text) + 2, 0.58 * font] for text in texts])  # (n, 2): half width and height
+    crowded = len(points) > MOST_LEADERS
+    offsets, reach = _candidates(half, marker, _DISTANCES[:2] if crowded else _DISTANCES)  # (n, c, 2), (c,)
     centres = points[:, None] + offsets
 
     def not_own(i: int) -> np.ndarray:
@@ -79,16 +84,26 @@ def place_labels(
             cost = fixed[i] + _ON_LABEL * _overlap(centres[i], half[i], placed, half).sum(1)
             chosen[i] = cost.argmin()
             placed[i] = centres[i, chosen[i]]
-    return [Place(*offsets[i, c].tolist(), leader=bool(reach[c] >= 15)) for i, c in enumerate(chosen)]
+    places: list[Place | None] = []
+    for i, c in enumerate(chosen):
+        alone = placed[i].copy()
+        placed[i] = np.inf
+        covers = _overlap(alone[None], half[i], placed, half).max() > 0
+        if crowded:
+            covers |= _overlap(alone[None], half[i], markers, np.full((len(markers), 2), marker / 2)).max() > 0
+        if not covers:
+            placed[i] = alone
+        places.append(None if covers else Place(*offsets[i, c].tolist(), leader=bool(reach[c] >= 15)))
+    return places
 
 
-def _candidates(half: np.ndarray, marker: float) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(half: np.ndarray, marker: float, distances: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of the label's middle from its point (n, c, 2), and how far each is from the nearest place (c,)."""
     directions = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # (16, 2)
     preference = 0.25 * np.arange(len(_ANGLES))  # beside the point rather than above, above rather than slanted
-    steps = np.array(_DISTANCES)[:, None, None]
-    offsets = [directions * (one + marker + 1) + directions * steps for one in half]  # (7, 16, 2) each
-    reach = (np.array(_DISTANCES)[:, None] + preference).ravel()
+    steps = np.array(distances)[:, None, None]
+    offsets = [directions * (one + marker + 1) + directions * steps for one in half]  # (distances, 16, 2) each
+    reach = (np.array(distances)[:, None] + preference).ravel()
     return np.stack(offsets).reshape(len(half), -1, 2), reach
 
 

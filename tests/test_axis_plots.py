@@ -203,8 +203,19 @@ def test_labels_of_coinciding_points_move_apart_with_leaders():
     places = place_labels(at, DEFAULTS + ["assistant", "generalist"], (800, 540))
     drawn = boxes(at, DEFAULTS + ["assistant", "generalist"], places)
     assert not any(overlaps(drawn[i], drawn[j]) for i in range(6) for j in range(i))
-    assert any(place.leader for place in places)
+    assert any(place is not None and place.leader for place in places)
     assert places == place_labels(at, DEFAULTS + ["assistant", "generalist"], (800, 540))
+
+
+def test_among_very_many_points_names_without_room_are_left_to_the_pointer():
+    rng = np.random.default_rng(0)
+    texts = [f"persona_{i}" for i in range(150)]
+    at = rng.normal([400, 270], [90, 60], size=(150, 2))
+    places = place_labels(at, texts, (800, 540))
+    there = [i for i, place in enumerate(places) if place is not None]
+    drawn = boxes(at[there], [texts[i] for i in there], [places[i] for i in there])
+    assert 10 < len(there) < 150
+    assert not any(overlaps(drawn[i], drawn[j]) for i in range(len(there)) for j in range(i))
 
 
 def test_no_points_no_labels():
