@@ -113,6 +113,7 @@ def test_what_is_finished_is_not_read_again(finished, monkeypatch, capsys):
     folder, given = finished
     monkeypatch.setattr(model_variants, "_read", lambda *_: pytest.fail("a model was read again"))
     monkeypatch.setattr("eval.variant_answers.generate_responses", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("eval.variant_figures.draw", lambda *_: [])
     vectors = folder / "data" / "persona_vectors" / "quick_base_layer3.pt"
     before = vectors.stat().st_mtime_ns
     assert cli.run(experiment("001"), given) == 0
