@@ -51,7 +51,7 @@ def main(
     --cap and eval.serve --default_steering load. The other questions measure: answers under the roles' system prompts,
     and conversations in which the user leads into a role, judged fully, somewhat or none; and capability. A cap on a
     random direction, at the same percentiles of its own projections, is what capping does by itself.
-    Written: cap.json, results.csv, answers.csv, turns.csv, transcripts.jsonl (for eval.drift), report.html.
+    Written: cap.json, results.csv, answers.csv, turns.csv, transcripts_<setting>.jsonl (for eval.drift), report.html.
 
     Args:
         model_name: hub id, model folder or adapter folder.

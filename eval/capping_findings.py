@@ -31,8 +31,10 @@ class Roles:
     Attributes:
         answers, labels: under role prompts, by (persona, question).
         talks: the conversations, one a role; talk_labels: (conversations, turns).
-        talk_means: mean projection of each assistant turn, as the model reads it uncapped; under_means: under the
-            setting's own cap, None where it cannot be read so.
+        own_means: mean projection of each assistant turn as it was generated, under the setting's own cap; None where
+            it cannot be read so (a cap that does not act at all tokens).
+        word_means: of the same words, read uncapped and with the user's turns as plain questions: what the words alone
+            say, whatever was asked for and whatever is clamped.
         coherence: of the answers under role prompts, 0 to 100; empty where it was not judged.
     """
 
@@ -40,8 +42,8 @@ class Roles:
     labels: Mapping[Place, Adherence | None]
     talks: Sequence[Transcript]
     talk_labels: Sequence[Sequence[Adherence | None]]
-    talk_means: Float[np.ndarray, "conversations turns"]
-    under_means: Float[np.ndarray, "conversations turns"] | None
+    own_means: Float[np.ndarray, "conversations turns"] | None
+    word_means: Float[np.ndarray, "conversations turns"]
     coherence: Mapping[Place, float | None] = field(default_factory=dict)
 
 
@@ -100,6 +102,22 @@ def talk_share(labels: Sequence[Sequence[Adherence | None]], turns: Sequence[int
     )
 
 
+def talk_difference(
+    labels: Sequence[Sequence[Adherence | None]],
+    reference: Sequence[Sequence[Adherence | None]],
+    turns: Sequence[int],
+    of: str = "fully",
+) -> Interval:
+    """Share minus the reference's, turn by turn, with a 95% interval by conversation."""
+    values, rows = [], []
+    for row, (own, other) in enumerate(zip(labels, reference, strict=True)):
+        for turn in turns:
+            pair = own[turn], other[turn]
+            values.append(None if None in pair else float(pair[0] in SHARES[of]) - float(pair[1] in SHARES[of]))
+            rows.append(row)
+    return cluster_bootstrap_mean(values, rows)
+
+
 def asked_turns(script: Sequence[str]) -> list[int]:
     """The turns that ask for the role."""
     return [turn for turn, text in enumerate(script) if "{role}" in text]
@@ -142,10 +160,14 @@ def result_rows(study: Study) -> Iterator[dict[str, Any]]:
         for of in SHARES:
             value = share(own.labels, of)
             yield _row(name, f"plays the role, {of}", value, share_difference(own.labels, reference.labels, of))
-        yield _row(name, "plays the role in conversation, fully", talk_share(own.talk_labels, turns), None)
-        yield _row(
-            name, "drift a turn", mean_slope(own.talk_means), slope_difference(own.talk_means, reference.talk_means)
-        )
+        change = talk_difference(own.talk_labels, reference.talk_labels, turns)
+        yield _row(name, "plays the role in conversation, fully", talk_share(own.talk_labels, turns), change)
+        for measure, means, plain in (
+            ("drift a turn, as generated", own.own_means, reference.own_means),
+            ("drift a turn, words alone", own.word_means, reference.word_means),
+        ):
+            if means is not None and plain is not None:
+                yield _row(name, measure, mean_slope(means), slope_difference(means, plain))
         if own.coherence:
             pairs = [(own.coherence[place], reference.coherence[place]) for place in own.coherence]
             people = [persona for persona, _ in own.coherence]
@@ -176,8 +198,11 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for measure, words in (
         ("plays the role, fully", "Answers to role prompts that fully play the role"),
         ("plays the role in conversation, fully", "Turns that are asked to play a role and fully do"),
-        ("drift a turn", f"Drift of the scripted conversations at layer {study.layer}, a turn"),
+        ("drift a turn, as generated", f"Drift of the scripted conversations at layer {study.layer}, as generated"),
+        ("drift a turn, words alone", f"Drift of their words alone at layer {study.layer}"),
     ):
+        if (cap, measure) not in at:
+            continue
         before, after = at[UNCAPPED, measure], at[cap, measure]
         control = [at[one.name, measure]["value"] for one in study.controls]
         text = f"{words}: {_shown(measure, before)} uncapped, {_shown(measure, after)} under the cap"
@@ -228,12 +253,11 @@ def turn_rows(study: Study, personas: Sequence[str]) -> Iterator[dict[str, Any]]
         for number, persona in enumerate(personas):
             said = [one["content"] for one in own.talks[number].messages if one["role"] == "assistant"]
             for turn, answer in enumerate(said):
-                under = None if own.under_means is None else own.under_means[number, turn]
                 yield {
                     **{"setting": setting.name, "persona": persona, "turn": turn + 1},
                     **{"asked_for_role": "{role}" in study.script[turn]},
                     **{"question": turn_question(study.questions, number, turn), "answer": answer},
                     "label": own.talk_labels[number][turn],
-                    "projection": float(own.talk_means[number, turn]),
-                    "projection_under_cap": None if under is None else float(under),
+                    "projection": None if own.own_means is None else float(own.own_means[number, turn]),
+                    "projection_of_words": float(own.word_means[number, turn]),
                 }

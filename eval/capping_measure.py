@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from eval.capping_roles import (
     assistant_means,
     conversations,
     opening,
+    plain_talk,
     role_answers,
     turn_question,
 )
@@ -111,14 +113,16 @@ def _roles(
         said = {place: own[turn] for place, own in zip(places, spoken, strict=True)}
         labels = judge_adherence(judge, run.cast, said, store=store, progress=False)
         by_turn.append([labels[place] for place in places])
-    under = setting.cap is not None and setting.cap.positions == "all"
+    readable = setting.cap is None or setting.cap.positions == "all"
+    words = [plain_talk(run.measured, number, own) for number, own in enumerate(spoken)]
+    read = functools.partial(assistant_means, engine, vector=run.vectors[layer], layer=layer)
     return Roles(
         answers=answers,
         labels=judge_adherence(judge, run.cast, answers, store=store, progress=False),
         talks=talks,
         talk_labels=[list(own) for own in zip(*by_turn, strict=True)],
-        talk_means=assistant_means(engine, talks, run.vectors[layer], layer),
-        under_means=assistant_means(engine, talks, run.vectors[layer], layer, setting.cap) if under else None,
+        own_means=read(talks, cap=setting.cap) if readable else None,
+        word_means=read(words),
         coherence=_coherence(judge, store, answers),
     )
 

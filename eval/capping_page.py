@@ -19,14 +19,15 @@ from eval.transcripts import write_transcripts
 from persona_vectors.files import sha256_of_file, write_csv_atomic, write_sidecar
 from persona_vectors.models import fingerprint
 from persona_vectors.page_plots import Series, boxes, chart
-from persona_vectors.statistics import cluster_bootstrap_mean
+from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 
 HEADING = ["measure", "setting", "value [95%]", "minus uncapped [95%]", "n"]
 N_SHOWN = 4
 
 
 def write_results(study: Study, personas: Sequence[str], folder: Path, arguments: Mapping[str, Any]) -> list[str]:
-    """results.csv, answers.csv, turns.csv, transcripts.jsonl and report.html with sidecars; the lines to be printed."""
+    """results.csv, answers.csv, turns.csv, transcripts_<setting>.jsonl and report.html, with sidecars; the lines to be
+    printed."""
     record = {
         "settings": dict(arguments),
         "model_fingerprint": fingerprint(arguments["model_name"]),
@@ -36,8 +37,9 @@ def write_results(study: Study, personas: Sequence[str], folder: Path, arguments
     tables = {"results": rows, "answers": answer_rows(study), "turns": turn_rows(study, personas)}
     for name, table in tables.items():
         write_sidecar(write_csv_atomic(pd.DataFrame(list(table)), folder / f"{name}.csv"), record)
-    talks = [talk for setting in study.settings for talk in study.roles[setting.name].talks]
-    write_sidecar(write_transcripts(folder / "transcripts.jsonl", talks), record)
+    for setting in study.settings:
+        talks = study.roles[setting.name].talks
+        write_sidecar(write_transcripts(folder / f"transcripts_{setting.name}.jsonl", talks), record)
     found = sentences(study, rows)
     report = write(page(study, personas, rows, found, arguments), folder / "report.html", record)
     return [*aligned([HEADING, *cells(rows)]), "", *found, f"written to {folder}; open {report}"]
@@ -103,13 +105,13 @@ _THRESHOLDS = (
 _RESULTS = (
     "Values with 95% intervals; differences are paired, answer by answer, conversation by conversation, item by item. "
     "Shares of role answers resample personas, drift resamples conversations, capability items. Drift is the slope of "
-    "the assistant's mean projection over turns, of the text as the model reads it uncapped: a cap is not credited "
-    "with clamping what is measured."
+    "the assistant's mean projection over turns: as generated, under the setting's own cap, which clamps what is "
+    "measured; and of the words alone, read uncapped with the user's turns as plain questions, which nothing clamps."
 )
 _TALKS = (
-    "One scripted conversation a role and setting; each setting answers to what it said itself. Left: mean projection "
-    "of the assistant's turns, read uncapped. Right: share of turns judged to play the role fully. From the dotted "
-    "line on the user asks for the role, more firmly each turn."
+    "One scripted conversation a role and setting; each setting answers to what it said itself. Projections of the "
+    "assistant's turns as generated and of their words alone, and the share of turns judged to play the role fully. "
+    "From the dotted line on the user asks for the role, more firmly each turn."
 )
 
 
@@ -139,31 +141,33 @@ def _talk_figure(study: Study) -> Figure:
     turns = np.arange(1, len(study.script) + 1)
     asked = asked_turns(study.script)
     marks = [(asked[0] + 0.5, "asked for a role")] if asked and asked[0] else []
-    projections, shares = [], []
+    generated, words, shares = [], [], []
     for setting in sorted(study.settings, key=lambda one: not one.is_random):
         own, look = study.roles[setting.name], _look(setting)
-        columns = [cluster_bootstrap_mean(column, range(len(column))) for column in own.talk_means.T]
         judged = [talk_share(own.talk_labels, [turn]) for turn in range(len(study.script))]
-        for series, values in ((projections, columns), (shares, judged)):
+        drawn = [(generated, _columns(own.own_means)), (words, _columns(own.word_means)), (shares, judged)]
+        for series, values in drawn:
             around = ([one.low for one in values], [one.high for one in values]) if not setting.is_random else ((), ())
-            series.append(Series(visible(setting.name), turns, [one.mean for one in values], *around, look=look))
+            if values:
+                series.append(Series(visible(setting.name), turns, [one.mean for one in values], *around, look=look))
     options: dict[str, Any] = {"whole_x": True, "marks": marks}
-    panels = [
-        (
-            f"projection at layer {study.layer}",
-            chart(projections, "turn of the assistant", "mean projection", "projection by turn", **options),
-        ),
-        (
-            "share that plays the role fully",
-            chart(shares, "turn of the assistant", "share", "role-play by turn", ylim=(-0.04, 1.04), **options),
-        ),
-    ]
+    panels = []
+    for name, series in (("as generated", generated), ("words alone", words)):
+        shown = chart(series, "turn of the assistant", "mean projection", f"projection by turn, {name}", **options)
+        panels.append((f"projection at layer {study.layer}, {name}", shown))
+    shown = chart(shares, "turn of the assistant", "share", "role-play by turn", ylim=(-0.04, 1.04), **options)
+    panels.append(("share that plays the role fully", shown))
     legend = [("base", UNCAPPED), ("s0", f"capped along {study.cap.name}")]
     legend += [("random", "capped along random directions")] if study.controls else []
     n = len(study.roles[UNCAPPED].talks)
     return Figure(
         f"{study.model}, layer {study.layer}: {n} conversations a setting, means with 95% intervals", panels, legend
     )
+
+
+def _columns(means: np.ndarray | None) -> list[Interval]:
+    """The mean over conversations of each turn, with its interval."""
+    return [] if means is None else [cluster_bootstrap_mean(column, range(len(column))) for column in means.T]
 
 
 def _samples(study: Study) -> Iterator[tuple[str, list[Shown]]]:

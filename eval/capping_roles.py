@@ -235,6 +235,15 @@ def turn_question(questions: Sequence[str], number: int, turn: int) -> str:
     return questions[(number + turn) % len(questions)]
 
 
+def plain_talk(questions: Sequence[str], number: int, answers: Sequence[str]) -> Transcript:
+    """Conversation `number` with these answers, as if the user had asked the questions and nothing else."""
+    pairs = [
+        ({"role": "user", "content": turn_question(questions, number, turn)}, {"role": "assistant", "content": answer})
+        for turn, answer in enumerate(answers)
+    ]
+    return Transcript(f"words {number + 1}", [message for pair in pairs for message in pair])
+
+
 def capped(model: nn.Module, cap: Cap | None) -> AbstractContextManager:
     """The cap on every row of every pass meanwhile; nothing for None."""
     if cap is None:
@@ -255,7 +264,7 @@ def capped(model: nn.Module, cap: Cap | None) -> AbstractContextManager:
 
 
 def assistant_means(
-    engine: Engine, transcripts: Sequence[Transcript], vector: torch.Tensor, layer: int, cap: Cap | None = None
+    engine: Engine, transcripts: Sequence[Transcript], *, vector: torch.Tensor, layer: int, cap: Cap | None = None
 ) -> Float[np.ndarray, "conversations turns"]:
     """The mean projection of every assistant turn, read by the model as it is or under a cap; NaN for an empty turn."""
     read = [tokenize_turns(engine.tokenizer, one.messages) for one in transcripts]
@@ -276,8 +285,9 @@ def check_cap(engine: Engine, prompt: str, cap: Cap) -> str:
     if engine.kind == "vllm":
         added = cap_steerings(cap)
         receipts = engine.vllm([added]).receipts(prompt, [added])
-        shown = ", ".join(f"layer {one.layer} {one.prefill:.3g} of {one.expected:.3g}" for one in receipts)
-        return f"cap receipt, {cap.name}: inside vLLM three tokens were changed as asked ({shown})"
+        off = max(one.relative_error for one in receipts)
+        layers = ", ".join(str(one.layer) for one in receipts)
+        return f"cap receipt, {cap.name}: inside vLLM tokens move as asked at layers {layers}, off by {off:.1e} at most"
     plain, within = _components(engine.model, ids, cap, None), _components(engine.model, ids, cap, cap)
     where = position_mask(cap.positions, torch.arange(len(ids))[None], torch.tensor([len(ids)]))[0]
     parts = []

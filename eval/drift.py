@@ -1,6 +1,6 @@
 """Follow conversations along an axis, or any vectors: each turn's projection, token by token, and whether it drifts.
 
-    python -m eval.drift --model_name models/tiny-persona --transcripts results/capping/transcripts.jsonl \
+    python -m eval.drift --model_name models/tiny-persona --transcripts results/capping/transcripts_uncapped.jsonl \
         --vector_path persona_vectors/tiny-persona/assistant_axis.pt --layer 3 --output_dir results/drift
 """
 

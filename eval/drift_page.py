@@ -72,6 +72,8 @@ def page(readings: Sequence[Reading], directions: Sequence[Direction], arguments
         "cells": drift_cells(readings, directions),
         "views": [_view(reading, readings, directions, model) for reading in readings],
         "directions": [one.name for one in directions],
+        "n_conversations": len({id(one.transcript) for one in readings}),
+        "capped": any(one.cap for one in readings),
         "n_random": readings[0].random_means.shape[2],
         "band": BAND,
         "scale": SCALE,
@@ -90,7 +92,7 @@ def sentences(readings: Sequence[Reading], directions: Sequence[Direction]) -> l
         for column, direction in enumerate(directions):
             drifts = [drift_of(one, column) for one in readings if one.cap == cap]
             drifts = [one for one in drifts if one is not None]
-            where = f"{direction.name}" + (f", under {cap}" if cap else "")
+            where = direction.name + (f", under the cap {cap}" if cap else "")
             if not drifts:
                 found.append(f"{where}: no conversation has two assistant turns, so there is no drift to speak of.")
                 continue
@@ -108,8 +110,7 @@ def sentences(readings: Sequence[Reading], directions: Sequence[Direction]) -> l
 
 def _view(reading: Reading, readings: Sequence[Reading], directions: Sequence[Direction], model: str) -> dict[str, Any]:
     """One conversation as the template shows it: its messages token by token, charts and numbers by direction."""
-    name = reading.transcript.name + (f" (under {reading.cap})" if reading.cap else "")
-    spoken = [place for turn in reading.turns for place in range(turn.start, turn.end)]
+    name, spoken = reading.name, [place for turn in reading.turns for place in range(turn.start, turn.end)]
     under = next((one for one in readings if one.transcript is reading.transcript and one.cap), None)
     other = None if reading.cap else under
     by_direction = []
@@ -128,7 +129,7 @@ def _view(reading: Reading, readings: Sequence[Reading], directions: Sequence[Di
     roles = [role for role in ROLE_LOOKS if any(turn.role == role for turn in reading.turns)]
     legend = [(ROLE_LOOKS[role], f"{role}'s turns") for role in roles]
     if other is not None:
-        legend.append((CAPPED_LOOK, f"assistant's turns under {other.cap}"))
+        legend.append((CAPPED_LOOK, f"assistant's turns under the cap {other.cap}"))
     turns = [{"number": turn.index + 1, "role": turn.role, "pieces": turn.pieces} for turn in reading.turns]
     return {"name": name, "turns": turns, "legend": legend, "by_direction": by_direction}
 

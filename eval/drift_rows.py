@@ -62,6 +62,10 @@ class Reading:
     random_means: Float[np.ndarray, "turns directions n_random"]
 
     @property
+    def name(self) -> str:
+        return self.transcript.name + (", under the cap" if self.cap else "")
+
+    @property
     def spoken(self) -> list[int]:
         """The assistant's turns that have tokens."""
         return [i for i, turn in enumerate(self.turns) if turn.role == "assistant" and turn.end > turn.start]
@@ -243,7 +247,7 @@ def drift_cells(readings: Sequence[Reading], directions: Sequence[Direction]) ->
     for reading in readings:
         for column, direction in enumerate(directions):
             drift, rows = drift_of(reading, column), reading.spoken
-            name = reading.transcript.name + (f" (under {reading.cap})" if reading.cap else "")
+            name = reading.name
             if drift is None:
                 cells.append([name, direction.name, str(len(rows)), "", "", "needs two assistant turns", "", ""])
                 continue

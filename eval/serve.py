@@ -53,7 +53,8 @@ def main(
         vectors: folder whose .pt files can be steered with; all must be of this model's shape.
         port: where to listen; 0 is any free port.
         host: address to listen at; 0.0.0.0 is every one of this machine.
-        default_steering: steps for requests without `steering`, as JSON or a JSON file; a request's [] is unsteered.
+        default_steering: steps for requests without `steering`, as JSON or a JSON file, such as a cap.json of
+            eval.capping (with its folder as --vectors); a request's [] is unsteered.
         layers: layers that can be steered (hidden_states indices); all, unless given.
         projections: most ablations and caps at one layer of one request.
         dtype: auto is the checkpoint's own on CUDA, float32 on CPU.
@@ -142,7 +143,7 @@ def add_files(catalog: Catalog, files: Sequence[Path]) -> None:
 
 
 def read_default(given: str | None) -> Any:
-    """The steps of --default_steering, written there or in the file it names; None without any.
+    """The steps of --default_steering, written there or in the file it names, itself or under "steering"; None without.
 
     Raises:
         ValueError: neither JSON nor a file of JSON.
@@ -155,9 +156,10 @@ def read_default(given: str | None) -> Any:
             raise ValueError(f"{where} {given!r} is neither a list of steps in JSON nor a file that holds one")
         text, where = Path(text).read_text(encoding="utf-8"), f"{where} {text}"
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
+    return found["steering"] if isinstance(found, Mapping) and "steering" in found else found
 
 
 def adapter_folders(given: Sequence[str], source: ModelSource, taken: Sequence[str]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from eval import capping as command
 from eval.capping_roles import SCRIPT, UNCAPPED, Asking, capped, check_cap, load_script, role_answers, tried
 from eval.finished_answers import Engine
 from eval.model_utils import Steering, cap_steerings, parts_of, steer_rows
+from eval.serve import read_default, vector_files
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import read_blocks
@@ -108,7 +109,8 @@ def test_a_saved_cap_is_what_others_load(saved, tiny_persona):
     assert [(step.layer, step.kind, step.floor, step.positions) for step in spec] == [
         (step.layer, "cap", step.floor, "all") for step in cap.steps
     ]
-    assert {step.vector for step in spec} == {"axis"} and (folder / "axis.pt").is_file()
+    assert read_default(str(folder / "cap.json")) == content["steering"]
+    assert {step.vector for step in spec} == {file.stem for file in vector_files(str(folder))} == {"axis"}
     assert (folder / "cap.json.json").is_file() and (folder / "axis.json").is_file()
 
 
@@ -293,18 +295,25 @@ def test_the_command_writes_what_it_measured(written):
     # projected under its own cap, no turn's mean is below the floor
     floor = json.loads((written / "cap.json").read_text())["steering"][1]["floor"]
     own = turns[turns.setting == "assistant_axis"]
-    assert (own.projection_under_cap >= floor - 1e-3).all() and (own.projection < floor).any()
+    assert (own.projection >= floor - 1e-3).all() and (own.projection_of_words < floor).any()
 
 
 def test_its_transcripts_and_cap_are_read_by_drift(written, tiny_persona, tmp_path):
     from eval import drift
 
-    arguments = ["--model_name", tiny_persona, "--transcripts", str(written / "transcripts.jsonl"), "--layer", "3"]
+    arguments = [
+        "--model_name",
+        tiny_persona,
+        "--transcripts",
+        str(written / f"transcripts_{UNCAPPED}.jsonl"),
+        "--layer",
+        "3",
+    ]
     arguments += ["--vector_path", str(written / "assistant_axis.pt"), "--cap", str(written / "cap.json")]
     assert cli.run(drift.main, [*arguments, "--output_dir", str(tmp_path), "--n_random", "20"]) == 0
     found, own = pd.read_csv(tmp_path / "turns.csv"), pd.read_csv(written / "turns.csv")
     spoken = found[(found.role == "assistant") & found.cap.isna()].projection.to_numpy()
-    np.testing.assert_allclose(spoken, own.projection, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(spoken, own[own.setting == UNCAPPED].projection, rtol=1e-4, atol=1e-4)
     jester = found[(found.transcript == f"jester, {UNCAPPED}") & (found.role == "assistant")]
     plain, under = (jester.projection[which].to_numpy() for which in (jester.cap.isna(), jester.cap.notna()))
     assert (under >= plain).all() and (under > plain).any()
