@@ -70,20 +70,21 @@ def scatter_figure(traces: list[Any], xy: np.ndarray, shares: np.ndarray, right:
     return figure
 
 
-def write_names(
-    figure: go.Figure, xy: np.ndarray, names: Sequence[str], marker: float, others: np.ndarray | None = None
-) -> None:
-    """The names beside their points, without covering each other; a line leads to those that stand further off.
+def write_names(figure: go.Figure, points: np.ndarray, names: Sequence[str], marker: float) -> None:
+    """The names beside the first model's points, without covering each other, a marker or a line between models.
 
-    Among very many points, names without room are left to the pointer.
+    A line leads to names that stand further off. Among very many points, names without room are left to the pointer.
+
+    Args:
+        points: (n_models, n, 2).
     """
-    width = _WIDTH - MARGIN["l"] - MARGIN["r"]
-    height = _HEIGHT - MARGIN["t"] - MARGIN["b"]
+    size = _WIDTH - MARGIN["l"] - MARGIN["r"], _HEIGHT - MARGIN["t"] - MARGIN["b"]
     low, high = (np.array([axis.range[end] for axis in (figure.layout.xaxis, figure.layout.yaxis)]) for end in (0, 1))  # pyright: ignore
-    to_pixels = np.array([width, height]) / (high - low)
-    further = None if others is None else (others - low) * to_pixels
-    places = place_labels((xy - low) * to_pixels, names, (width, height), others=further, font=FONT, marker=marker)
-    for (x, y), name, place in zip(xy.tolist(), names, places, strict=True):
+    pixels = (points - low) * np.array(size) / (high - low)
+    lines = np.stack([pixels[:-1], pixels[1:]], axis=2).reshape(-1, 2, 2)  # from model to model
+    others = pixels[1:].reshape(-1, 2)
+    places = place_labels(pixels[0], names, size, others=others, lines=lines, font=FONT, marker=marker)
+    for (x, y), name, place in zip(points[0].tolist(), names, places, strict=True):
         if place is None:  # pointing at it says its name
             continue
         figure.add_annotation(

@@ -118,7 +118,7 @@ def plot_pca_projection(
         "colorbar": colorbar("on the assistant axis"),
     }
     figure = scatter_figure([markers(xy, names, "", marker, axes["assistant_proj"])], xy, pca.shares, right=130)
-    write_names(figure, xy, names, marker=8)
+    write_names(figure, xy[None], names, marker=8)
     short = in_their_span(rows)
     high = np.quantile(label_permutation(short, mask)[0].null, 0.95)
     alike = np.median(counted_alike(short, mask).null)
@@ -229,7 +229,7 @@ def plot_pca_comparison_nway(
         look = {"color": COLORS[number % len(COLORS)], "symbol": MARKERS[number % len(MARKERS)], "size": 10}
         traces.append(markers(points[number], joint.names, label, look))
     figure = scatter_figure(traces, points.reshape(-1, 2), joint.shares)
-    write_names(figure, points[0], joint.names, others=points[1:].reshape(-1, 2), marker=6)
+    write_names(figure, points, joint.names, marker=6)
     figure.update_layout(legend=legend())
     about = what("", layer, len(joint.names), n_questions, len(labels))
     set_title(figure, f"The same personas in {' / '.join(labels)}", [about, _spaces(joint, centre)])

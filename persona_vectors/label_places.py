@@ -12,9 +12,9 @@ _ANGLES = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 67,
 _DISTANCES = (0.0, 9.0, 20.0, 33.0, 48.0, 65.0, 84.0)
 _ROUNDS = 4
 MOST_LEADERS = 60
-_ON_LABEL, _ON_POINT, _NEAR_POINT, _CROSSING, _OUTSIDE = 60.0, 40.0, 0.8, 250.0, 1000.0
-"""What a place costs: each pixel (square root of the area) on a label, on a point, or where it could be taken for
-another point's, a leader across a point, the edge. A pixel of distance costs 1."""
+_ON_LABEL, _ON_POINT, _NEAR_POINT, _ON_LINE, _CROSSING, _OUTSIDE = 60.0, 40.0, 0.8, 1.5, 250.0, 1000.0
+"""What a place costs: each pixel (square root of the area) on a label, on a point, where it could be taken for another
+point's, or on a line; a leader across a point; the edge. A pixel of distance costs 1."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ def place_labels(
     size: tuple[float, float],
     *,
     others: Float[np.ndarray, "m 2"] | None = None,
+    lines: Float[np.ndarray, "l 2 2"] | None = None,
     font: float = 12.0,
     marker: float = 6.0,
 ) -> list[Place | None]:
@@ -51,6 +52,7 @@ def place_labels(
         points: pixels from the lower left corner of the plot.
         size: width and height of the plot.
         others: further markers that no label should cover.
+        lines: both ends of lines that labels should rather not lie on.
         font: size of the text in pixels; a letter is taken to be 0.62 of it wide.
         marker: radius of a marker.
     """
@@ -61,6 +63,7 @@ def place_labels(
     crowded = len(points) > MOST_LEADERS
     offsets, reach = _candidates(half, marker, _DISTANCES[:2] if crowded else _DISTANCES)  # (n, c, 2), (c,)
     centres = points[:, None] + offsets
+    on_lines = _sampled(lines)
 
     def not_own(i: int) -> np.ndarray:
         return np.delete(markers, i, axis=0)
@@ -70,6 +73,7 @@ def place_labels(
             _OUTSIDE * _outside(centres[i], half[i], size)
             + _ON_POINT * _overlap(centres[i], half[i], markers, np.full((len(markers), 2), marker)).sum(1)
             + _NEAR_POINT * _overlap(centres[i], half[i], not_own(i), np.full((len(markers) - 1, 2), marker + 6)).sum(1)
+            + _ON_LINE * _overlap(centres[i], half[i], on_lines, np.full((len(on_lines), 2), 1.5)).sum(1)
             + _CROSSING * _crossed(points[i], centres[i], markers, marker, reach)
             for i in range(len(points))
         ]
@@ -113,6 +117,14 @@ def _overlap(centres: np.ndarray, half: np.ndarray, others: np.ndarray, other_ha
         shared = half + other_half[None] - np.abs(centres[:, None] - others[None])  # (c, m, 2)
     shared = np.clip(np.nan_to_num(shared, nan=0.0, neginf=0.0), 0, 2 * np.minimum(half, other_half)[None])
     return np.sqrt(shared.prod(-1))
+
+
+def _sampled(lines: np.ndarray | None, step: float = 8.0) -> np.ndarray:
+    """Points along the lines, `step` pixels from each other: (s, 2)."""
+    if lines is None or not len(lines):
+        return np.empty((0, 2))
+    counts = (np.linalg.norm(lines[:, 1] - lines[:, 0], axis=1) / step).astype(int).tolist()
+    return np.vstack([np.linspace(one[0], one[1], n + 2) for one, n in zip(lines, counts, strict=True)])
 
 
 def _outside(centres: np.ndarray, half: np.ndarray, size: tuple[float, float]) -> np.ndarray:

@@ -218,5 +218,13 @@ def test_among_very_many_points_names_without_room_are_left_to_the_pointer():
     assert not any(overlaps(drawn[i], drawn[j]) for i in range(len(there)) for j in range(i))
 
 
+def test_a_label_stands_beside_its_line_not_on_it():
+    at = np.array([[400.0, 270.0]])
+    (free,) = place_labels(at, ["generalist"], (800, 540))
+    (beside,) = place_labels(at, ["generalist"], (800, 540), lines=np.array([[[400.0, 270.0], [700.0, 270.0]]]))
+    assert free is not None and free.dx > 0 and free.dy == 0
+    assert beside is not None and (beside.dx < 0 or abs(beside.dy) > 6)
+
+
 def test_no_points_no_labels():
     assert place_labels(np.empty((0, 2)), [], (10, 10)) == []
