@@ -30,6 +30,7 @@ Bounds = tuple[float | None, float | None]
 
 BLOCK_LISTS = ("layers", "h", "blocks")
 _HOOKPOINT = re.compile(rf"(?:[\w.]+\.)?(?:{'|'.join(BLOCK_LISTS)})\.(\d+)")
+_FLOOR = "/floor"
 _VECTOR_KEYS = ("axis", "vector")
 
 
@@ -116,6 +117,8 @@ def assistant_axis_content(blocks: Blocks, n_blocks: int) -> dict[str, Any]:
 def read_capping(content: Any, name: str | None = None) -> Found:
     """The vectors and ceilings of one experiment; `name` is its id where there are several.
 
+    What `capping_content` wrote of a floor is read as the floor.
+
     Raises:
         ValueError: no such experiment, one that caps nothing, or one with two vectors at a block.
     """
@@ -131,25 +134,30 @@ def read_capping(content: Any, name: str | None = None) -> Found:
     for one in experiments[chosen]:
         if "cap" not in one:
             continue
-        entry = content["vectors"][one["vector"]]
-        block = int(entry["layer"])
+        entry, is_floor = content["vectors"][one["vector"]], str(one["vector"]).endswith(_FLOOR)
+        block, vector, cap = int(entry["layer"]), entry["vector"].float(), float(one["cap"])
+        vector, bound = (-vector, (-cap, None)) if is_floor else (vector, (None, cap))
         if block in blocks:
-            raise ValueError(f"experiment {chosen!r} caps two vectors at block {block}; ours has one a layer")
-        blocks[block], bounds[block] = entry["vector"].float(), (None, float(one["cap"]))
+            floor, ceiling = bounds[block]
+            if not is_floor or floor is not None or not torch.equal(vector, blocks[block]):
+                raise ValueError(f"experiment {chosen!r} caps two vectors at block {block}; ours has one a layer")
+            bound = (-cap, ceiling)
+        blocks[block], bounds[block] = vector, bound
     if not blocks:
         raise ValueError(f"experiment {chosen!r} has no intervention with a cap")
     return Found(blocks, bounds=bounds, told={"experiment": chosen})
 
 
 def capping_content(blocks: Blocks, bounds: Mapping[int, Bounds], experiment: str) -> dict[str, Any]:
-    """A config with one experiment. Their cap is a ceiling: a floor f along v is written as the ceiling -f along -v."""
+    """A config with one experiment. Their cap is a ceiling: a floor f along v is written as the ceiling -f along -v,
+    under a name that ends in /floor."""
     vectors, interventions = {}, []
     for block, vector in blocks.items():
         floor, ceiling = bounds[block]
-        for bound, sign, side in ((ceiling, 1.0, "ceiling"), (floor, -1.0, "floor")):
+        for bound, sign, side in ((ceiling, 1.0, "/ceiling"), (floor, -1.0, _FLOOR)):
             if bound is not None:
-                vectors[f"layer_{block}/{side}"] = {"layer": block, "vector": sign * vector}
-                interventions.append({"vector": f"layer_{block}/{side}", "cap": sign * bound})
+                vectors[f"layer_{block}{side}"] = {"layer": block, "vector": sign * vector}
+                interventions.append({"vector": f"layer_{block}{side}", "cap": sign * bound})
     return {"vectors": vectors, "experiments": [{"id": experiment, "interventions": interventions}]}
 
 

@@ -21,7 +21,7 @@ from eval.convert import main
 from persona_vectors.blocks import block_index
 from persona_vectors.convert import ModelShape, Source, choose_layers, read_source
 from persona_vectors.convert_formats import FORMATS, Format
-from persona_vectors.convert_torch import capping_content, lm_eval_content
+from persona_vectors.convert_torch import capping_content, lm_eval_content, read_capping
 from persona_vectors.convert_write import block_list_name, check_target, write_target
 from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.interventions import cap
@@ -202,6 +202,8 @@ def test_their_ceilings_bound_as_our_floor_and_ceiling_do(floor, ceiling, seed):
     hidden, vector = 3 * torch.randn(2, 5, 8, generator=generator), torch.randn(8, generator=generator)
     content = capping_content({4: vector}, {4: (floor, ceiling)}, "x")
     torch.testing.assert_close(their_cap(hidden, content), cap(hidden, vector, floor, ceiling), atol=1e-5, rtol=1e-5)
+    back = read_capping(content)
+    assert back.bounds == {4: (floor, ceiling)} and torch.equal(back.blocks[4], vector)
 
 
 @given(value=st.floats(-3, 3, width=32), seed=st.integers(0, 99))
@@ -245,6 +247,17 @@ def test_a_capping_config_becomes_a_cap_of_ours_and_one_of_theirs_again(llama: s
         torch.testing.assert_close(their_cap(hidden, alone), cap(hidden, step.vector, step.floor, step.ceiling))
     with pytest.raises(ValueError, match="cap.json is there already"):
         main(str(config), str(tmp_path / "cap" / "other.pt"), "ours", model_name=llama, name="one")
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a/floor", "b/floor"), ("a/floor", "b")])
+def test_two_vectors_at_a_block_are_refused(names: tuple[str, str]):
+    vectors = {name: {"layer": 3, "vector": torch.full((4,), 1.0 + i)} for i, name in enumerate(names)}
+    content = {
+        "vectors": vectors,
+        "experiments": [{"id": "x", "interventions": [{"vector": n, "cap": 1} for n in names]}],
+    }
+    with pytest.raises(ValueError, match="caps two vectors at block 3"):
+        read_capping(content)
 
 
 def test_only_what_caps_is_taken_and_chosen(tmp_path: Path):
