@@ -31,6 +31,7 @@ def main(
     judge_model: str = DEFAULT_JUDGE,
     personas_path: str | None = None,
     roles: list[str] | None = None,
+    oracle: bool = False,
     script: str | None = None,
     tasks: list[str] = ["probe"],  # noqa: B006 (read only; cli shows it)
     limit: int | None = None,
@@ -65,6 +66,7 @@ def main(
         judge_model: an OpenAI model, a served model (OPENAI_BASE_URL), or a local folder scored in process.
         personas_path: JSON of personas and questions; default the model's own, or the built-in ones.
         roles: personas to be played; default all but the assistant's own.
+        oracle: also score role-play by rule, 0 to 100, from the words of models/tiny-persona's language.
         script: JSON list of the user's turns, with {question} and {role}; default six turns, the last four for a role.
         tasks: probe (facts of models/tiny-persona), or names of lm-evaluation-harness (mmlu, ...; extra lm-eval).
         limit: most items of each harness task.
@@ -144,6 +146,11 @@ def _check(arguments: Mapping[str, Any]) -> Run:
     unknown = sorted(set(roles) - set(playable))
     if unknown or not roles:
         raise ValueError(f"--roles {', '.join(unknown) or 'names nobody'}: expected some of {', '.join(playable)}")
+    if arguments["oracle"]:
+        from data_generation.tiny_persona.oracle import persona_score
+
+        for role in roles:
+            persona_score("", role)
     script = load_script(arguments["script"])
     if len(cast.questions) < 2:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class Roles:
             it cannot be read so (a cap that does not act at all tokens).
         word_means: of the same words, read uncapped and with the user's turns as plain questions: what the words alone
             say, whatever was asked for and whatever is clamped.
-        coherence: of the answers under role prompts, 0 to 100; empty where it was not judged.
+        coherence: of the answers under role prompts, 0 to 100.
+        rule, talk_rule: how strongly each answer and turn plays its role by rule, 0 to 100; empty unless asked for.
     """
 
     answers: Mapping[Place, str]
@@ -44,7 +45,9 @@ class Roles:
     talk_labels: Sequence[Sequence[Adherence | None]]
     own_means: Float[np.ndarray, "conversations turns"] | None
     word_means: Float[np.ndarray, "conversations turns"]
-    coherence: Mapping[Place, float | None] = field(default_factory=dict)
+    coherence: Mapping[Place, float | None]
+    rule: Sequence[float] = ()
+    talk_rule: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +171,7 @@ def result_rows(study: Study) -> Iterator[dict[str, Any]]:
         ):
             if means is not None and plain is not None:
                 yield _row(name, measure, mean_slope(means), slope_difference(means, plain))
+        yield from _rule_rows(name, own, reference, turns)
         if own.coherence:
             pairs = [(own.coherence[place], reference.coherence[place]) for place in own.coherence]
             people = [persona for persona, _ in own.coherence]
@@ -180,6 +184,22 @@ def result_rows(study: Study) -> Iterator[dict[str, Any]]:
             value = cluster_bootstrap_mean(list(items.values()), range(len(items)))
             change = capability_difference(items, study.capability[UNCAPPED][task])
             yield _row(name, f"capability: {task}", value, change)
+
+
+def _rule_rows(name: str, own: Roles, reference: Roles, turns: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Role-play by rule: of the answers to role prompts, and of the turns that are asked for a role."""
+    if not own.rule:
+        return
+    people = [persona for persona, _ in own.answers]
+    change = [value - other for value, other in zip(own.rule, reference.rule, strict=True)]
+    value = cluster_bootstrap_mean(list(own.rule), people)
+    yield _row(name, "role strength by rule", value, cluster_bootstrap_mean(change, people))
+    said, other = (np.asarray(one.talk_rule)[:, turns] for one in (own, reference))  # (conversations, turns)
+    talks = np.repeat(np.arange(len(said)), len(turns))
+    value = cluster_bootstrap_mean(said.ravel(), talks)
+    yield _row(
+        name, "role strength by rule, in conversation", value, cluster_bootstrap_mean((said - other).ravel(), talks)
+    )
 
 
 def _row(setting: str, measure: str, value: Interval, change: Interval | None) -> dict[str, Any]:
@@ -198,6 +218,8 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for measure, words in (
         ("plays the role, fully", "Answers to role prompts that fully play the role"),
         ("plays the role in conversation, fully", "Turns that are asked to play a role and fully do"),
+        ("role strength by rule", "Strength of the role in these answers by rule (0 to 100)"),
+        ("role strength by rule, in conversation", "Strength of the role in these turns by rule (0 to 100)"),
         ("drift a turn, as generated", f"Drift of the scripted conversations at layer {study.layer}, as generated"),
         ("drift a turn, words alone", f"Drift of their words alone at layer {study.layer}"),
     ):
@@ -219,8 +241,12 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def _form(measure: str) -> str:
+    return "{:+.2f}" if measure.startswith("drift") else "{:.1f}" if measure.startswith("role strength") else "{:.0%}"
+
+
 def _shown(measure: str, row: Mapping[str, Any]) -> str:
-    form = "{:+.2f}" if measure.startswith("drift") else "{:.0%}"
+    form = _form(measure)
     if row["value"] is None:
         return "none judged"
     if row["low"] is None:
@@ -229,7 +255,7 @@ def _shown(measure: str, row: Mapping[str, Any]) -> str:
 
 
 def _range(measure: str, values: Sequence[float | None]) -> str:
-    form = "{:+.2f}" if measure.startswith("drift") else "{:.0%}"
+    form = _form(measure)
     there = [value for value in values if value is not None]
     if not there:
         return "none judged"
@@ -240,10 +266,10 @@ def answer_rows(study: Study) -> Iterator[dict[str, Any]]:
     """One dict a setting and answer to a role prompt."""
     for setting in study.settings:
         own = study.roles[setting.name]
-        for (persona, question), answer in own.answers.items():
+        for row, ((persona, question), answer) in enumerate(own.answers.items()):
             label, coherence = own.labels.get((persona, question)), own.coherence.get((persona, question))
-            asked = {"setting": setting.name, "persona": persona, "question": question}
-            yield {**asked, "answer": answer, "label": label, "coherence": coherence}
+            asked = {"setting": setting.name, "persona": persona, "question": question, "answer": answer}
+            yield {**asked, "label": label, "coherence": coherence, **({"rule": own.rule[row]} if own.rule else {})}
 
 
 def turn_rows(study: Study, personas: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -258,6 +284,7 @@ def turn_rows(study: Study, personas: Sequence[str]) -> Iterator[dict[str, Any]]
                     **{"asked_for_role": "{role}" in study.script[turn]},
                     **{"question": turn_question(study.questions, number, turn), "answer": answer},
                     "label": own.talk_labels[number][turn],
+                    **({"rule": own.talk_rule[number][turn]} if own.talk_rule else {}),
                     "projection": None if own.own_means is None else float(own.own_means[number, turn]),
                     "projection_of_words": float(own.word_means[number, turn]),
                 }

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from data_generation.tiny_persona.oracle import persona_score
 from eval.capability_probe import probe_accuracy
 from eval.capping_findings import Roles, Study
 from eval.capping_roles import (
@@ -113,6 +114,7 @@ def _roles(
         said = {place: own[turn] for place, own in zip(places, spoken, strict=True)}
         labels = judge_adherence(judge, run.cast, said, store=store, progress=False)
         by_turn.append([labels[place] for place in places])
+    by_rule = run.arguments["oracle"]
     readable = setting.cap is None or setting.cap.positions == "all"
     words = [plain_talk(run.measured, number, own) for number, own in enumerate(spoken)]
     read = functools.partial(assistant_means, engine, vector=run.vectors[layer], layer=layer)
@@ -124,6 +126,12 @@ def _roles(
         own_means=read(talks, cap=setting.cap) if readable else None,
         word_means=read(words),
         coherence=_coherence(judge, store, answers),
+        rule=[persona_score(text, persona) for (persona, _), text in answers.items()] if by_rule else (),
+        talk_rule=[
+            [persona_score(text, persona) for text in own] for persona, own in zip(run.roles, spoken, strict=True)
+        ]
+        if by_rule
+        else (),
     )
 
 

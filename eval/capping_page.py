@@ -61,7 +61,7 @@ def _with_interval(row: Mapping[str, Any], of: str, sign: str) -> str:
     low, high = ("low", "high") if of == "value" else (f"{of}_low", f"{of}_high")
     if row[of] is None:
         return "none"
-    digits = 1 if row["measure"].startswith("coherence") else 3
+    digits = 1 if row["measure"].startswith(("coherence", "role strength")) else 3
     if row[low] is None:
         return f"{row[of]:{sign}.{digits}f} [no interval]"
     return f"{row[of]:{sign}.{digits}f} [{row[low]:{sign}.{digits}f}, {row[high]:{sign}.{digits}f}]"
@@ -88,8 +88,8 @@ def page(
         sentences=found,
         sections=[
             Section("Ordinary answers and role-play along the vector", [_THRESHOLDS], [_threshold_figure(study)]),
-            Section("With and without the cap", [_RESULTS], columns=HEADING, cells=table),
             Section("Conversations that lead into a role", [_TALKS], [_talk_figure(study)]),
+            Section("With and without the cap", [_RESULTS], columns=HEADING, cells=table),
             Section("Answers to role prompts", samples=list(_samples(study))),
         ],
         notes=_notes(study),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from activation_steer import ActivationSteererMultiple
+from data_generation.tiny_persona.oracle import persona_score
 from data_generation.tiny_persona.sentences import answer
 from data_generation.tiny_persona.topics import question, sample_topic
 from eval import capping as command
@@ -277,7 +278,17 @@ def written(persona_axis, few, tmp_path_factory):
         patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
         arguments = ["--model_name", "models/tiny-persona", "--judge_model", "models/tiny-persona"]
         arguments += ["--vector_path", persona_axis, "--layers", "2", "3", "--floor_percentile", "50"]
-        arguments += ["--personas_path", few, "--script", str(script), "--n_random", "1", "--max_tokens", "24"]
+        arguments += [
+            "--personas_path",
+            few,
+            "--script",
+            str(script),
+            "--n_random",
+            "1",
+            "--max_tokens",
+            "24",
+            "--oracle",
+        ]
         assert cli.run(command.main, [*arguments, "--engine", "hf", "--output_dir", str(folder / "out")]) == 0
     return folder / "out"
 
@@ -290,6 +301,10 @@ def test_the_command_writes_what_it_measured(written):
     for setting, own in answers.groupby("setting"):
         row = results[(results.setting == setting) & (results.measure == "plays the role, fully")].iloc[0]
         assert row["value"] == pytest.approx((own.label == "fully").mean())
+        row = results[(results.setting == setting) & (results.measure == "role strength by rule")].iloc[0]
+        assert row["value"] == pytest.approx(
+            np.mean([persona_score(*one) for one in zip(own.answer, own.persona, strict=True)])
+        )
     page = (written / "report.html").read_text()
     assert "Capping tiny-persona along assistant_axis" in page and "caps on random directions" in page
     # projected under its own cap, no turn's mean is below the floor
