@@ -14,6 +14,7 @@ from persona_vectors.alignment import LEAST_ALIGNED, Alignment, Centre, align
 from persona_vectors.axis import Vectors, assistant_mask, present_assistants
 from persona_vectors.axis_statistics import AxisEvidence, axis_evidence
 from persona_vectors.files import read_sidecar, write_json_atomic, write_sidecar
+from persona_vectors.persona_clusters import Clusters, cluster_personas
 from persona_vectors.persona_files import load_persona_vectors
 
 
@@ -39,6 +40,7 @@ class Findings:
     """What the figures show, in numbers: of each model, and of each pair (absent with too few personas)."""
 
     models: dict[str, AxisEvidence]
+    clusters: dict[str, Clusters]
     pairs: dict[tuple[str, str], Alignment]
 
 
@@ -98,36 +100,31 @@ def measure(models: Sequence[SavedVectors], seed: int = 0) -> Findings:
         one.name: axis_evidence(one.vectors, present_assistants(list(one.vectors)), one.by_question, seed=seed)
         for one in models
     }
+    clusters = {one.name: cluster_personas(one.vectors, n_random=50, seed=seed) for one in models}
     pairs = {}
     for a, b in itertools.combinations(models, 2):
         chosen = present_assistants(list(a.vectors))
         if (~assistant_mask(list(a.vectors), chosen)).sum() >= LEAST_ALIGNED:
             pairs[a.name, b.name] = align(a.vectors, b.vectors, chosen, seed=seed)
-    return Findings(of_each, pairs)
+    return Findings(of_each, clusters, pairs)
 
 
 def table(findings: Findings) -> list[str]:
     """The numbers as lines for a terminal."""
-    head = ["model", "cosine(axis, PC1)", "other labels 95th", "p", "roles counted alike, p", "R²", "PC1", "held out"]
+    head = ["model", "cosine(axis, PC1)", "other labels 95th", "p", "roles counted alike, p", "R²", "PC1"]
+    head += ["cosine(axis, PC1 of roles)", "clusters", "silhouette"]
     rows = [head]
     for name, one in findings.models.items():
         high = one.cosine.record()["chance_95th"]
-        alike, interval = one.counted_alike, one.intervals["cosine"].text()
+        groups, alike, interval = findings.clusters[name], one.counted_alike, one.intervals["cosine"].text()
         rows.append(
             [name, interval, f"{high:.2f}", f"{one.cosine.p:.2g}", f"{alike.p:.2g}", f"{one.r_squared.value:.2f}"]
-            + [f"{one.var_explained:.0%}", one.held_out.text()]
+            + [f"{one.var_explained:.0%}", f"{one.held_out.value:.2f} (p {one.held_out.p:.2g})"]
+            + [str(groups.n_clusters), f"{groups.silhouette.value:.2f} (p {groups.silhouette.p:.2g})"]
         )
     lines = aligned(rows)
     if findings.pairs:
-        head = [
-            "models",
-            "held-out cosine, mapped",
-            "shuffled 95th",
-            "p",
-            "unmapped",
-            "axes, mapped",
-            "nearest is self",
-        ]
+        head = ["models", "held-out cosine, mapped", "shuffled 95th", "p", "unmapped", "axes, mapped", "nearest itself"]
         rows = [head]
         for (a, b), pair in findings.pairs.items():
             high = pair.cosine.record()["chance_95th"]
@@ -142,7 +139,10 @@ def table(findings: Findings) -> list[str]:
 
 def write_findings(findings: Findings, path: Path, models: Sequence[SavedVectors]) -> Path:
     """The numbers as JSON, with a sidecar that says of which files."""
-    of_each = {name: {**one.record(), "sentences": one.sentences()} for name, one in findings.models.items()}
+    of_each = {
+        name: {**one.record(), "clusters": findings.clusters[name].record(), "sentences": one.sentences()}
+        for name, one in findings.models.items()
+    }
     pairs = [
         {"models": list(names), **pair.record(), "sentences": pair.sentences()}
         for names, pair in findings.pairs.items()

@@ -31,6 +31,10 @@ class Clusters:
     def n_clusters(self) -> int:
         return len(set(self.labels.values()))
 
+    def record(self) -> dict[str, object]:
+        """For a sidecar."""
+        return {"order": self.order, "labels": self.labels, "silhouette": self.silhouette.record()}
+
 
 def cluster_personas(vectors: Vectors, *, most: int = 8, n_random: int = 100, seed: int = 0) -> Clusters:
     """The clusters whose number (2 to `most`) has the best silhouette.
