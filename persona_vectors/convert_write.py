@@ -185,8 +185,8 @@ def _record(
     theirs = "block B, counted from 0, is layer B+1"
     numbered = {"from": own if source.format == "ours" else theirs, "to": own if format == "ours" else theirs}
     return {
+        "kind": "persona vectors",
         **carried,
-        "kind": "persona vectors" if format == "ours" else f"{format} vectors",
         "converted": {
             "from": source.file.path.name,
             "sha256": sha256_of_file(source.file.path),

@@ -29,7 +29,7 @@ from persona_vectors.traits import read_json
 
 RepoType = Literal["model", "dataset"]
 
-PATTERNS = ("*.pt", "*.npz", "*.safetensors", "*.gguf", "*.json", "*.md")
+PATTERNS = ("*.pt", "*.npz", "*.safetensors", "*.gguf", "*.json", "*.md", "*_quality.png")
 VECTORS = (".pt", ".npz", ".safetensors", ".gguf")
 MAX_BYTES = 2**30
 """More than this is a model rather than vectors, and is pulled only by name."""

@@ -11,6 +11,7 @@ from persona_vectors.convert import Source
 from persona_vectors.hub import RepoType, without_paths
 from persona_vectors.models import looks_local
 
+_TOLD = ("pairs", "answers", "contrast", "assistant_personas", "n_answers", "left_out", "converted", "pulled")
 TAGS = ["persona-vectors", "steering-vectors", "activation-steering", "interpretability"]
 
 NUMBERS = {
@@ -74,7 +75,7 @@ def quality_files(source: Source) -> list[Path]:
 def _row(source: Source) -> list[str]:
     told = source.file.sidecar
     layers = source.file.layers
-    what = " ".join(str(told[key]) for key in ("trait", "span") if told.get(key)) or told.get("kind", "vectors")
+    what = " ".join(str(told[key]) for key in ("trait", "span") if told.get(key)) or told.get("kind") or "vectors"
     span = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else str(layers[0])
     return [source.file.path.name, what, told.get("sign", "not told"), span, str(source.file.d_model), source.format]
 
@@ -85,11 +86,11 @@ def _made(source: Source) -> str:
     lines = []
     if model := told.get("model"):
         lines.append(f"model: {_flat(model)}")
-    for key in ("pairs", "answers", "counts", "contrast", "personas", "converted"):
-        if key in told:
-            lines.append(f"{key}: {_flat(told[key])}")
+    lines += [f"{key}: {_flat(told[key])}" for key in _TOLD if told.get(key)]
     if versions := told.get("versions"):
-        lines.append(f"made with {_flat(versions)}, commit {told.get('git_commit')}, {told.get('created')}")
+        lines.append(
+            f"made with {_flat(versions)}, commit {told.get('git_commit') or 'unknown'}, {told.get('created')}"
+        )
     listed = "\n".join(f"- {line}" for line in lines) or "- no sidecar came with it"
     return f"`{source.file.path.name}`\n\n{listed}"
 
@@ -132,11 +133,14 @@ def _quality(path: Path) -> str:
         ]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no quality report; delete it, or make it again with generate_vec.py") from None
+    figure = path.with_suffix(".png")
+    drawn = f"\n\n![quality of the vectors, layer by layer]({figure.name})" if figure.is_file() else ""
     return (
         f"`{path.name}`: {told.get('n_kept')} pairs, {told.get('n_questions')} questions. AUC is held out by question; "
         "an AUC says something about the vector only above that of random directions (mean, 95th percentile). p is of "
         "the norm, labels permuted by question.\n\n"
         + _table(["layer", "norm", "split-half cosine", "AUC", "random AUC", "random AUC 95%", "p"], rows)
+        + drawn
     )
 
 
