@@ -175,14 +175,18 @@ def _own_cap(path: Path, shape: ModelShape | None) -> Source:
     from persona_vectors.capping import load_cap
     from persona_vectors.traits import read_json
 
-    model_name = shape.name if shape else str(read_json(path).get("model"))
-    cap = load_cap(path, model_name)
+    told = read_json(path)
+    model_name = shape.name if shape else str(told.get("model")) if isinstance(told, dict) else ""
+    try:
+        cap = load_cap(path, model_name)
+    except _MALFORMED as error:
+        raise ValueError(f"{path} is a damaged cap: {type(error).__name__} {error}") from None
     vectors = {step.layer: step.vector for step in cap.steps}
     if len(vectors) < len(cap.steps):
         raise ValueError(f"{path} caps a layer twice; other tools' files hold one vector a layer")
     bounds = {step.layer: (step.floor, step.ceiling) for step in cap.steps}
-    told = {"positions": cap.positions, "model": model_name}
-    return Source("ours", vector_file(path, vectors, "hidden_states"), bounds=bounds, told=told)
+    beside = {"positions": cap.positions, "model": model_name}
+    return Source("ours", vector_file(path, vectors, "hidden_states"), bounds=bounds, told=beside)
 
 
 def _found(path: Path, format: Format, content: Any, name: str | None) -> Found:

@@ -158,6 +158,10 @@ def _said(format: Format, source: Source, layers: Sequence[int], shape: ModelSha
     said = []
     if source.bounds and format not in BOUNDED:
         said.append(f"the thresholds are left out: {format} holds vectors to add")
+    if format == "gguf" and len(layers) > 1:
+        said.append(
+            "its readers add at all of these layers at once, where the commands here steer one; --layers chooses"
+        )
     if format == "capping" and any(source.bounds[layer][0] is not None for layer in layers):
         said.append("their cap is a ceiling: a floor along v is written as a ceiling along -v")
     if source.told.get("positions", "all") != "all" and format != "ours":

@@ -153,7 +153,7 @@ def _use(sources: Sequence[Source], repo: str, repo_type: RepoType) -> str:
     own = next((source for source in sources if source.format == "ours"), None)
     lines = [f"python -m eval.hub pull --repo {repo}{kind} --output_dir vectors"]
     if own is not None:
-        name, layer = own.file.path.name, own.file.layers[-1]
+        name, layer = own.file.path.name, own.file.sidecar.get("layer") or own.file.layers[-1]
         model = without_paths(_model(own) or "MODEL")
         lines.append(
             f"python persona_steering.py --model_name {model} --vector_file vectors/{name} --target_layer {layer}"
@@ -162,7 +162,7 @@ def _use(sources: Sequence[Source], repo: str, repo_type: RepoType) -> str:
             f"python -m eval.convert --vector_path vectors/{name} --format gguf --model_name {model} --layers {layer} "
             f"--output_path {own.file.path.stem}.gguf"
         )
-    return "```bash\n" + "\n".join(lines) + "\n```\n\nThe layer is an example; the table above says which are good."
+    return "```bash\n" + "\n".join(lines) + "\n```\n\nThe layer is an example: measure which one is good for your use."
 
 
 def _model(source: Source) -> str | None:

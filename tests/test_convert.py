@@ -419,6 +419,13 @@ def test_vectors_that_do_not_fit_the_model_are_refused(llama: str, tmp_path: Pat
         main(str(tmp_path / "deep.pt"), str(tmp_path / "x.pt"), "ours", model_name=llama)
 
 
+@pytest.mark.parametrize("content", ["[1]", "{}", "not JSON", '{"format": "persona-cap/1"}'])
+def test_a_json_file_that_is_no_cap_is_refused(content: str, tmp_path: Path):
+    (tmp_path / "cap.json").write_text(content)
+    with pytest.raises(ValueError, match=r"cap\.json"):
+        read_source(tmp_path / "cap.json")
+
+
 def test_nothing_is_written_over_the_source(ours: Path, tmp_path: Path, llama: str):
     with pytest.raises(ValueError, match="give another name"):
         main(str(ours), str(ours), "ours", model_name=llama)
