@@ -36,7 +36,7 @@ def card(sources: Sequence[Source], *, repo: str, license: str, repo_type: RepoT
     """README.md of a repo with these vector files, led by the hub's own fields."""
     from huggingface_hub import DatasetCardData, ModelCardData
 
-    bases = sorted({name for source in sources if (name := _model(source)) and not looks_local(name)})  # hub ids
+    bases = sorted({name for source in sources if (name := _model(source)) and _on_hub(source, name)})
     common: dict[str, Any] = {"license": license, "tags": TAGS}
     if repo_type == "dataset":
         head = DatasetCardData(**common)
@@ -170,6 +170,12 @@ def _model(source: Source) -> str | None:
     told = source.file.sidecar.get("model")
     name = told.get("name") if isinstance(told, dict) else told
     return name if isinstance(name, str) else None
+
+
+def _on_hub(source: Source, name: str) -> bool:
+    """Whether the name is a hub id: it has a revision, where the sidecar tells, and is no folder here."""
+    told = source.file.sidecar.get("model")
+    return not looks_local(name) and (not isinstance(told, dict) or bool(told.get("revision", True)))
 
 
 def _label(source: Source) -> str | None:

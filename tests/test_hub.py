@@ -86,11 +86,7 @@ def test_the_card_says_what_the_sidecar_says(vectors: Path, tmp_path: Path):
     main("push", "org/impolite", [str(vectors)], license="apache-2.0", dry_run=str(tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()
     head = front(card)
-    assert (
-        head["license"] == "apache-2.0"
-        and head["base_model"] == ["org/chat-model"]
-        or head["base_model"] == "org/chat-model"
-    )
+    assert head["license"] == "apache-2.0" and head["base_model"] == ["org/chat-model"]
     assert head["library_name"] == "persona-vectors-toolkit" and "steering-vectors" in head["tags"]
     for said in (
         f"| {vectors.name} | impolite response_avg | {SIGN} | 0 to 4 | 8 | ours |",
@@ -117,8 +113,8 @@ def test_a_card_without_controls_says_so(vectors: Path, tmp_path: Path, capsys):
 
 def test_a_model_of_this_machine_is_no_base_model(vectors: Path, tmp_path: Path, tiny_persona: str):
     rows = load_vectors(vectors)
-    for name in (tiny_persona, "models/tiny-persona"):
-        own = write_vectors(tmp_path / "own" / "x.pt", rows, {"model": {"name": name}})
+    for name in (tiny_persona, "models/tiny-persona", "elsewhere/tiny-persona"):  # the last from another folder
+        own = write_vectors(tmp_path / "own" / "x.pt", rows, {"model": {"name": name, "revision": None}})
         main("push", "org/x", [str(own)], dry_run=str(tmp_path / name.replace("/", "_")))
         card = (tmp_path / name.replace("/", "_") / "README.md").read_text()
         assert "base_model" not in front(card) and "tiny-persona" in card and str(ROOT) not in card
