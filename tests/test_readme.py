@@ -41,6 +41,7 @@ STAND_INS = {
     "--nogroup_by_data    --n_per_question 2": "--nogroup_by_data --n_per_question 1",
     "--max_tokens 80": "--max_tokens 50",
     "--n_rows 100": "--n_rows 60",
+    "001_olmo3_variants.py": "001_olmo3_variants.py --n_questions 4 --max_tokens 16",
 }
 
 PAPER = "bash scripts/paper.sh 0"
@@ -51,6 +52,8 @@ OF_WEIGHTS = ("persona_lora", "lora_diff_path", "lora_steer")
 """Commands of directions of weights, which read what one another write: tests/test_readme_weights.py."""
 OF_ANALYSIS = ("persona_analysis", "quick_persona_extract", "persona_vector_analysis")
 """Commands of the quick look: tests/test_readme_analysis.py."""
+OF_AXIS = ("example.py", "assistant_axis", "experiments/", "eval.capping")
+"""Commands of the assistant axis: tests/test_readme_axis.py."""
 LEVELS = ("misaligned_2", "misaligned_1", "normal")
 
 
@@ -92,7 +95,7 @@ def execute(command: list[str], checkout: Path, **more: str) -> subprocess.Compl
 
 def test_the_readme_has_what_it_promises():
     assert COMMANDS[:2] == ["make demo", "make test"]
-    assert len(COMMANDS) > 8 and len(PYTHON) == 1 and PAPER in COMMANDS
+    assert len(COMMANDS) > 8 and len(PYTHON) == 2 and PAPER in COMMANDS
     assert all(re.match(r"(make|python|bash|accelerate) ", command) for command in COMMANDS)
 
 
@@ -113,6 +116,10 @@ def is_of_weights(command: str) -> bool:
 
 def is_of_analysis(command: str) -> bool:
     return any(word in command for word in OF_ANALYSIS)
+
+
+def is_of_axis(command: str) -> bool:
+    return any(word in command for word in OF_AXIS)
 
 
 def few_steps(checkout: Path, steps: int) -> None:
@@ -137,7 +144,7 @@ def test_every_other_command_runs_in_order(checkout):
     """In order, because later ones read what earlier ones write; but the script that makes evil's vector comes first:
     train_with_prevention.sh would run it itself."""
     few_steps(checkout, 5)
-    elsewhere = (is_apart, is_of_weights, is_of_analysis)
+    elsewhere = (is_apart, is_of_weights, is_of_analysis, is_of_axis)
     commands = [command for command in COMMANDS[2:] if not any(is_of(command) for is_of in elsewhere)]
     for command in sorted(commands, key=lambda command: not command.startswith(VECTOR)):
         run_command(command, checkout)
@@ -151,7 +158,7 @@ def test_every_other_command_runs_in_order(checkout):
     means = table.groupby(["control", "coef"])["humorous"].mean()
     assert means["", 1.0] > means["", 0.0] + 10 > max(means[f"random{k}", 1.0] for k in (1, 2, 3, 4))
     assert "humorous" in (checkout / "eval_persona_eval" / "tiny-persona" / "report.html").read_text()
-    assert len(execute([sys.executable, "-c", PYTHON[0]], checkout).stdout.split()) > 5
+    assert len(execute([sys.executable, "-c", PYTHON[1]], checkout).stdout.split()) > 5
     compared = pd.read_csv(checkout / "results" / "prevention" / "tiny-persona" / "evil" / "comparison.csv")
     assert len(compared) > 3
     assert len((checkout / "dataset" / "evil_mixed" / "0.25.jsonl").read_text().splitlines()) == 200
