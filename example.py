@@ -79,14 +79,17 @@ def main(
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.axis_report import draw, lines
     from eval.axis_run import Asked, AxisRun
+    from persona_vectors.axis_statistics import axis_evidence
+    from persona_vectors.personas import ASSISTANT_PERSONAS
 
     run = AxisRun(Asked(**arguments))
     print(f"{len(run.cast.personas)} personas and {len(run.cast.questions)} questions: {run.cast.source}")
     responses, whence = run.responses()
     print(f"{len(responses)} answers: {whence}")
     read = run.read(responses)
-    print("\n".join(lines(run, read)))
-    paths = [run.write_axis(read), *draw(run, read)]
+    evidence = axis_evidence(read.vectors, ASSISTANT_PERSONAS)
+    print("\n".join(lines(run, read, evidence)))
+    paths = [run.write_axis(read, evidence), *draw(run, read)]
     print("saved " + ", ".join(str(path) for path in [run.vectors_path, *paths]))
 
 

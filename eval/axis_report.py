@@ -12,11 +12,11 @@ from persona_vectors.axis_plots import (
     plot_pca_projection,
     plot_pca_variance_explained,
 )
-from persona_vectors.axis_statistics import axis_evidence
+from persona_vectors.axis_statistics import AxisEvidence
 from persona_vectors.personas import ASSISTANT_PERSONAS
 
 
-def lines(run: AxisRun, read: Read) -> list[str]:
+def lines(run: AxisRun, read: Read, evidence: AxisEvidence) -> list[str]:
     """The table of projections, from the assistant's end down, then the evidence with its controls."""
     axes = compute_axes(read.vectors, ASSISTANT_PERSONAS)
     order = sorted(range(len(axes["names"])), key=lambda row: -axes["assistant_proj"][row])
@@ -33,7 +33,7 @@ def lines(run: AxisRun, read: Read) -> list[str]:
     return [
         f"{run.slug}, layer {read.layer}: the axis points from role-play to the assistant (*), norm {norm:.2f}",
         *aligned(table),
-        *axis_evidence(read.vectors, ASSISTANT_PERSONAS).sentences(),
+        *evidence.sentences(),
         *read.notes,
     ]
 

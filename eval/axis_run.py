@@ -19,6 +19,7 @@ from eval.role_adherence import checked_adherence
 from judge import JudgeError, check_judge
 from persona_vectors import cli
 from persona_vectors.axis import assistant_axis
+from persona_vectors.axis_statistics import AxisEvidence
 from persona_vectors.blocks import check_layer
 from persona_vectors.config import PersonaVectorConfig
 from persona_vectors.files import check_output_path, read_sidecar
@@ -292,9 +293,11 @@ class AxisRun:
                 raise cli.Unfinished(str(error)) from error
         return playing(responses, labels), adherence_counts(labels), [line]
 
-    def write_axis(self, read: Read) -> Path:
-        """The axis where the commands look for vectors, from the layers' file that is kept with the vectors."""
+    def write_axis(self, read: Read, evidence: AxisEvidence) -> Path:
+        """The axis where the commands look for vectors, from the layers' file that is kept with the vectors; its
+        sidecar has what chance gives at the layer that was read."""
         keep = ("settings", "model", "layer", "n_answers", "left_out")
         record = {"kind": "assistant axis", "sign": AXIS_SIGN, "assistant_personas": list(ASSISTANT_PERSONAS)}
         record |= {name: read.record[name] for name in keep}
+        record["controls"] = {"layer": read.layer, **evidence.record()}
         return write_vectors(self.axis_path, read.axis, {**record, "arguments": asdict(self.asked)})

@@ -66,7 +66,7 @@ def _push(
 ) -> None:
     from persona_vectors.convert import read_source
     from persona_vectors.hub import check_repo, check_token, push, stage
-    from persona_vectors.hub_card import card, quality_files
+    from persona_vectors.hub_card import NO_CONTROLS, card, quality_files
 
     check_repo(repo)
     if dry_run is None:
@@ -80,7 +80,7 @@ def _push(
         print(f"{len(written)} files: {', '.join(path.name for path in written)}")
         if license == "other":
             print("note: no licence was chosen; --license apache-2.0, for one, lets others use the vectors")
-        if not reports:
+        if NO_CONTROLS in text:
             print("note: no quality report stands beside these files, so the card has no controls")
         if dry_run is not None:
             print(f"nothing was pushed; look at {folder / 'README.md'}")

@@ -58,6 +58,8 @@ def test_from_answers_to_figures_and_again_without_a_model(run, request, tmp_pat
     own = torch.stack([vectors[name] for name in ASSISTANT_PERSONAS]).mean(0)
     others = torch.stack([v for name, v in vectors.items() if name not in ASSISTANT_PERSONAS]).mean(0)
     assert axis.shape == (5, 256) and torch.allclose(axis[LAYER], own - others, atol=1e-4)
+    controls = read_sidecar("persona_vectors/tiny-persona/assistant_axis.pt")["controls"]
+    assert controls["layer"] == LAYER and f"{controls['cosine']['value']:.2f} (chance: median" in said
 
     request.getfixturevalue("no_model")
     code, again = run()
