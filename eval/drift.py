@@ -74,8 +74,9 @@ def main(
 
     from eval.drift_page import write_results
 
-    report = write_results(readings, directions, folder, arguments)
-    print("\n".join(summary_lines(readings, directions)))
+    notes = [capping.note] if capping is not None and capping.note else []
+    report = write_results(readings, directions, folder, arguments, notes)
+    print("\n".join([*summary_lines(readings, directions), *(f"note: {note}" for note in notes)]))
     print(f"written to {report.parent}; open {report}")
 
 

@@ -39,11 +39,16 @@ TEMPLATE = "drift.html.j2"
 ROLE_LOOKS = {"assistant": "s0", "user": "s1", "system": "prompt"}
 CAPPED_LOOK = "s2"
 MOST_MARKS = 24  # turns whose starts are marked in the curve by token
+MOST_POINTS = 500  # of the curve by token; more would be a black block
 SCALE = (5, 95)  # percentiles of a conversation's tokens between which the colours run
 
 
 def write_results(
-    readings: Sequence[Reading], directions: Sequence[Direction], folder: Path, arguments: Mapping[str, Any]
+    readings: Sequence[Reading],
+    directions: Sequence[Direction],
+    folder: Path,
+    arguments: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> Path:
     """turns.csv, drift.csv, tokens.jsonl and report.html (which is returned) in the folder, each with its sidecar."""
     files = [*arguments["transcripts"], *arguments["vector_path"], *([arguments["cap"]] if arguments["cap"] else [])]
@@ -56,18 +61,24 @@ def write_results(
         table = pd.DataFrame(list(rows(readings, directions)))
         write_sidecar(write_csv_atomic(table, folder / f"{name}.csv"), record)
     write_sidecar(write_jsonl_atomic(folder / "tokens.jsonl", token_rows(readings, directions)), record)
-    report = write_text_atomic(folder / "report.html", page(readings, directions, arguments))
-    write_sidecar(report, {**record, "sentences": sentences(readings, directions)})
+    report = write_text_atomic(folder / "report.html", page(readings, directions, arguments, notes))
+    write_sidecar(report, {**record, "sentences": sentences(readings, directions), "notes": list(notes)})
     return report
 
 
-def page(readings: Sequence[Reading], directions: Sequence[Direction], arguments: Mapping[str, Any]) -> str:
+def page(
+    readings: Sequence[Reading],
+    directions: Sequence[Direction],
+    arguments: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> str:
     """The page as HTML, whole in itself."""
     model = resolve_model(arguments["model_name"]).label
     shown = {
         "title": "Conversations along " + ", ".join(dict.fromkeys(Path(one.path).stem for one in directions)),
         "model": model,
         "sentences": sentences(readings, directions),
+        "notes": notes,
         "columns": DRIFT_HEADING,
         "cells": drift_cells(readings, directions),
         "views": [_view(reading, readings, directions, model) for reading in readings],
@@ -77,6 +88,7 @@ def page(readings: Sequence[Reading], directions: Sequence[Direction], arguments
         "n_random": readings[0].random_means.shape[2],
         "band": BAND,
         "scale": SCALE,
+        "most_marks": MOST_MARKS,
         "plot": {"left": page_plots.LEFT, "right": page_plots.WIDTH - page_plots.RIGHT},
         "plot_height": {"top": page_plots.TOP, "bottom": page_plots.HEIGHT - page_plots.BOTTOM},
         "swatch": page_plots.swatch,
@@ -123,6 +135,7 @@ def _view(reading: Reading, readings: Sequence[Reading], directions: Sequence[Di
                 "scale": [float(value) for value in np.percentile(values, SCALE)] if len(values) else [0.0, 0.0],
                 "caption": f"{model}, {direction.name}: {len(reading.turns)} turns, {len(spoken)} tokens",
                 "turns": _turn_chart(reading, other, column, name) if len(values) else "",
+                "tokens_a_point": _tokens_a_point(values),
                 "tokens": _token_chart(reading, values, name) if len(values) else "",
             }
         )
@@ -154,12 +167,18 @@ def _turn_chart(reading: Reading, other: Reading | None, column: int, name: str)
 
 
 def _token_chart(reading: Reading, values: np.ndarray, name: str) -> str:
-    """The projection of every token of the contents, one after the other."""
-    xs = np.arange(1, len(values) + 1)
-    line = Series("token", xs, values, look="base", dots=False)
+    """The projection of every token of the contents, one after the other; of many, means of a few in a row."""
+    cuts = np.arange(0, len(values), _tokens_a_point(values))
+    counts = np.diff([*cuts, len(values)])
+    xs = cuts + (counts + 1) / 2
+    line = Series("token", xs, np.add.reduceat(values, cuts) / counts, look="base", dots=False)
     marks = list(_starts(reading)) if len(reading.turns) <= MOST_MARKS else []
     xlim = (1.0, float(max(2, len(values))))
     return chart([line], "token", "projection", visible(f"{name}, by token"), xlim=xlim, whole_x=True, marks=marks)
+
+
+def _tokens_a_point(values: np.ndarray) -> int:
+    return -(-len(values) // MOST_POINTS)
 
 
 def _starts(reading: Reading) -> Iterator[tuple[float, str]]:

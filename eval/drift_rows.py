@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.model_utils import cap_steerings, load_vector_for, steer_rows
+from eval.capping_roles import capped
+from eval.model_utils import load_vector_for
 from eval.text_table import aligned
 from eval.transcripts import Transcript
 from persona_vectors.blocks import check_layer
@@ -150,8 +150,7 @@ def read_conversations(
     found = []
     for one, (ids, turns) in zip(tqdm(transcripts, desc="conversations"), tokenized, strict=True):
         for name in ("",) if cap is None else ("", cap.name):
-            steering = steer_rows(model, [cap_steerings(cap)])([0]) if name and cap is not None else nullcontext()
-            with steering:
+            with capped(model, cap if name else None):
                 [values] = project_tokens(model, [ids], vectors)  # (tokens, layers, vectors)
             means = turn_means(values, turns).numpy()
             found.append(

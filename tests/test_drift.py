@@ -34,6 +34,7 @@ FORGETS = CHATML.replace(
     "{{ message['content'] }}",
     "{{ message['content'].split('</think>')[-1] if not loop.last else message['content'] }}",
 )
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 TRIMS = CHATML.replace("{{ message['content'] }}", "{{ message['content'] | trim }}")
 
 
@@ -84,6 +85,12 @@ def test_empty_and_trimmed_contents():
         assert (turns[0].start, turns[0].end, turns[0].pieces) == (0, 0, ())
         assert "".join(turns[1].pieces).strip() == "a"
         assert "".join(turns[2].pieces) == TALK[2]["content"]
+
+
+def test_a_system_text_that_is_folded_into_the_users_turn_is_found_there():
+    _, turns = tokenize_turns(word_tokenizer(chat_template=NO_SYSTEM), TALK)
+    assert ["".join(turn.pieces) for turn in turns] == [one["content"] for one in TALK]
+    assert turns[0].end <= turns[1].start
 
 
 def test_a_template_that_rewrites_turns_is_refused():
