@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from persona_vectors.files import read_sidecar
 from persona_vectors.projection import cosine
 from persona_vectors.separation import band
 from persona_vectors.statistics import random_directions
@@ -75,17 +76,21 @@ class Cosines:
 
 
 def read_folder(folder: str | Path) -> list[Extracted]:
-    """Every quick extraction of a folder, by model and trait.
+    """Every quick extraction of a folder, by model and trait; what `--methods` wrote beside one is none of its own.
 
     Raises:
         ValueError: no folder, none in it, or files that do not belong together.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*_vectors.npz"))
+    paths = [path for path in sorted(folder.glob("*_vectors.npz")) if _is_extraction(path)]
     if not paths:
         what = "has no *_vectors.npz" if folder.is_dir() else "does not exist"
         raise ValueError(f"{folder} {what}; run python quick_persona_extract.py with --save_dir {folder} first")
     return sorted((_read(path) for path in paths), key=lambda one: (one.model, one.trait))
+
+
+def _is_extraction(path: Path) -> bool:
+    return read_sidecar(path).get("method", "mean_diff") == "mean_diff"
 
 
 def _read(path: Path) -> Extracted:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.analysis_page import Page, Section, Shown, plotly_panel, render
+from eval.analysis_page import Page, Section, Shown, plotly_panel, write
 from eval.page import visible
 from eval.quick_extract import Asked, Reading
 from eval.quick_report import head, sentences, table_cells
 from eval.results_figures import Figure
 from eval.results_page import MAX_ANSWER
 from persona_vectors import plots
-from persona_vectors.files import write_bytes_atomic, write_text_atomic
+from persona_vectors.files import write_bytes_atomic, write_sidecar
 from persona_vectors.separation import BANDS, HOW, Separations
 
 if TYPE_CHECKING:
@@ -188,11 +188,13 @@ def _hover(reading: Reading, side: str, row: int) -> str:
 
 
 def write_figures(asked: Asked, reading: Reading, found: Separations, more: Sequence[Section] = ()) -> list[Path]:
-    """The picture and the page; the files written."""
+    """The picture and the page, with their sidecars; the files written."""
     base = reading.plan.base
     picture = write_bytes_atomic(base.with_name(f"{base.name}_analysis.png"), plots.png_bytes(png(reading, found)))
-    text = render(page(asked, reading, found, more))
-    return [picture, write_text_atomic(base.with_name(f"{base.name}_analysis.html"), text)]
+    told = {"kind": "quick extraction", "trait": reading.name, "said": sentences(found)}
+    write_sidecar(picture, {**told, "arguments": vars(asked)})
+    whole = page(asked, reading, found, more)
+    return [picture, write(whole, base.with_name(f"{base.name}_analysis.html"), {"trait": reading.name})]
 
 
 def page(asked: Asked, reading: Reading, found: Separations, more: Sequence[Section]) -> Page:

@@ -14,10 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.quick_extract import Asked, Plan, Reading
-from persona_vectors.files import write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
+from persona_vectors.files import (
+    read_sidecar,
+    write_bytes_atomic,
+    write_csv_atomic,
+    write_json_atomic,
+    write_sidecar,
+)
 from persona_vectors.models import fingerprint
 from persona_vectors.quality import N_RANDOM
 from persona_vectors.separation import HOW, LayerSeparation, Separations, band
+from persona_vectors.vector_files import read_vector_file
 from persona_vectors.vectors import LAYER_CONVENTION, SIGNS
 
 
@@ -108,10 +115,10 @@ def write_vectors_npz(path: Path, vectors: Mapping[int, Float[Tensor | np.ndarra
     return write_bytes_atomic(path, content.getvalue())
 
 
-def write_files(
-    asked: Asked, work: Plan, reading: Reading, found: Separations, more: Mapping[str, Any] | None = None
-) -> list[Path]:
-    """The vectors with their sidecar, the analysis by layer, and the answers; the files written.
+def write_files(asked: Asked, work: Plan, reading: Reading, found: Separations) -> tuple[list[Path], list[str]]:
+    """The vectors with their sidecar, the analysis by layer, and the answers: (the files written, what to say).
+
+    A calibration of the file that is replaced stays where the vectors are the same.
 
     Raises:
         ValueError: a vector that is zero: both sides are the same.
@@ -121,13 +128,39 @@ def write_files(
     if zero:
         raise ValueError(f"{reading.name}: the vector at layer {zero[0]} is zero: pos and neg answers are the same")
     means = (reading.pos.double().mean(0) - reading.neg.double().mean(0)).float()  # (layers, d_model)
-    vectors = write_vectors_npz(_beside(base, "_vectors.npz"), dict(zip(work.layers, means, strict=True)))
-    write_sidecar(vectors, record(asked, work, reading, found) | dict(more or {}))
+    by_layer = dict(zip(work.layers, means, strict=True))
+    kept, notes = _calibration(_beside(base, "_vectors.npz"), by_layer)
+    vectors = write_vectors_npz(_beside(base, "_vectors.npz"), by_layer)
+    told = record(asked, work, reading, found)
+    write_sidecar(vectors, told | kept)
     analysis = write_json_atomic(
         _beside(base, "_analysis.json"), {f"layer_{one.layer}": one.record() for one in found.layers}
     )
-    both = pd.concat(list(reading.tables.values()), ignore_index=True)
-    return [vectors, analysis, write_csv_atomic(both, _beside(base, "_answers.csv"))]
+    both = pd.concat([table.assign(pole=pole) for pole, table in reading.tables.items()], ignore_index=True)
+    answers = write_csv_atomic(both, _beside(base, "_answers.csv"))
+    write_sidecar(answers, told | {"kind": "answers of a quick extraction"})
+    return [vectors, analysis, answers], notes
+
+
+def _calibration(path: Path, vectors: Mapping[int, Float[Tensor, " d_model"]]) -> tuple[dict[str, Any], list[str]]:
+    """({"calibration": what the sidecar of the file has}, nothing to say), or ({}, why it is dropped).
+
+    The grouping of a batch moves the last digits, so vectors are the same up to rounding.
+    """
+    told = read_sidecar(path).get("calibration") if path.is_file() else None
+    if told is None:
+        return {}, []
+    before = read_vector_file(path).vectors
+    same = [
+        layer
+        for layer in (one["layer"] for one in told["layers"])
+        if layer in vectors
+        and layer in before
+        and (vectors[layer] - before[layer]).norm() < 1e-4 * before[layer].norm()
+    ]
+    if len(same) == len(told["layers"]):
+        return {"calibration": told}, []
+    return {}, [f"{path.name}: the vectors are others than those that were calibrated; the calibration is dropped"]
 
 
 def _beside(base: Path, ending: str) -> Path:

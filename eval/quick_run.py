@@ -50,7 +50,9 @@ def _report(asked: Asked, work: Plan, readings: Sequence[Reading], number: int, 
     found = separations(reading.pos, reading.neg, reading.questions, work.layers, seed=asked.seed)
     said = [head(reading, found), *layer_lines(found), *(f"- {text}" for text in sentences(found))]
     print("\n" + "\n".join(said), flush=True)
-    written, sections = write_files(asked, work, reading, found), []
+    (written, notes), sections = write_files(asked, work, reading, found), []
+    for note in notes:
+        print(f"note: {note}", flush=True)
     if names and found.best is not None:
         more, sections = _compare(asked, work, readings, number, found, names)
         written += more

@@ -160,7 +160,10 @@ def lines(found: SteeringComparison, trait: str) -> list[str]:
 
 
 def write_steering(asked: Asked, reading: Reading, found: SteeringComparison) -> list[Path]:
-    """`<base>_steering.csv`, a row a direction and coefficient over all questions, and the answers behind it."""
+    """`<base>_methods_steering.csv`, a row a direction and coefficient over all questions, and the answers behind it.
+
+    `<base>_steering.csv` is the table of persona_steering.py.
+    """
     base = reading.plan.base
     rows = []
     for number, setting in enumerate(found.scored.settings):
@@ -177,8 +180,8 @@ def write_steering(asked: Asked, reading: Reading, found: SteeringComparison) ->
     told |= {"said": sentences(found, reading.name), "norm": found.norm, "min_coherence": MIN_COHERENCE}
     told |= {"receipts": found.scored.receipts}
     written = []
-    for path, own in (("_steering.csv", table), ("_steering_answers.csv", found.scored.table(reading.name))):
-        written.append(write_csv_atomic(own, base.with_name(base.name + path)))
+    for ending, own in (("", table), ("_answers", found.scored.table(reading.name))):
+        written.append(write_csv_atomic(own, base.with_name(f"{base.name}_methods_steering{ending}.csv")))
         write_sidecar(written[-1], told)
     return written
 

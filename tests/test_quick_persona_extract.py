@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 
 import eval.finished_answers
 import quick_persona_extract
+from eval.quick_compare import read_folder
 from eval.quick_extract import Asked, file_base, plan, wanted_layers
 from eval.quick_report import verdict
 from persona_vectors import cli
+from persona_vectors.files import read_sidecar, sidecar_path
 from persona_vectors.quality import LayerQuality
 from persona_vectors.separation import LayerSeparation
 from persona_vectors.statistics import Interval
@@ -85,6 +88,10 @@ def test_the_published_files_are_written_and_read_back(extracted):
     assert not re.search(r'(src|href)="https?://', own)
     answers = pd.read_csv(f"{base}_answers.csv")
     assert len(answers) == 30 and answers["answer"].str.len().min() > 0
+    assert all(f"_{row.pole}_" in row.question_id for row in answers.itertuples())
+    for ending in ("answers.csv", "analysis.png", "analysis.html"):
+        told = read_sidecar(f"{base}_{ending}")
+        assert told["file"]["name"].endswith(ending) and "max_tokens" in told.get("arguments", told.get("settings"))
 
 
 def test_the_vector_is_the_difference_of_the_means_of_the_answers_that_are_shown(extracted, tiny_persona):
@@ -136,11 +143,23 @@ def test_the_same_command_samples_nothing_and_gives_the_same_vectors(extracted, 
     monkeypatch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
     monkeypatch.setattr(eval.finished_answers, "sample_answers", lambda *_, **__: pytest.fail("sampled again"))
     argv = ["--model_name", "models/tiny-persona", "--trait", "openness", "--layers=[2,3]", "--n_samples", "3"]
-    code, out, _ = run(capsys, *argv, "--max_tokens", "32", "--save_dir", str(tmp_path))
-    assert code == 0 and len(LINE.findall(out)) == 2
+    argv += ["--max_tokens", "32", "--save_dir", str(tmp_path)]
     name = "models_tiny-persona_openness_vectors.npz"
+    shutil.copy(folder / name, tmp_path)
+    told = read_sidecar(folder / name) | {"calibration": {"layers": [{"layer": 3}], "coef": 1.5}}
+    sidecar_path(tmp_path / name).write_text(json.dumps(told))
+    code, out, _ = run(capsys, *argv)
+    assert code == 0 and len(LINE.findall(out)) == 2
+    assert read_sidecar(tmp_path / name)["calibration"]["coef"] == 1.5 and "dropped" not in out
     again, first = (read_vector_file(where / name).vectors for where in (tmp_path, folder))
     assert list(again) == list(first) and all(torch.allclose(again[n], first[n], rtol=1e-4, atol=1e-3) for n in first)
+    code, out, _ = run(capsys, *("2" if token == "3" else token for token in argv))  # other questions, other vectors
+    assert code == 0 and "the calibration is dropped" in out and "calibration" not in read_sidecar(tmp_path / name)
+
+
+def test_a_folder_with_methods_holds_one_extraction_a_trait(extracted):
+    """The vectors of other methods have no analysis of their own, and are no extractions."""
+    assert [one.trait for one in read_folder(extracted[0])] == ["neuroticism", "openness"]
 
 
 def test_a_judge_keeps_the_pairs_that_show_the_trait_and_compares_what_directions_steer(
@@ -160,7 +179,7 @@ def test_a_judge_keeps_the_pairs_that_show_the_trait_and_compares_what_direction
     assert "kept by the judge" in out and "no judge" not in out and "Best layer" not in out  # one layer is no choice
     (sidecar,) = (json.loads(path.read_text()) for path in tmp_path.glob("*_humorous_vectors.json"))
     assert sidecar["pairs"]["n_kept"] == sidecar["pairs"]["n_read"] <= sidecar["pairs"]["n_asked"] == 15
-    (table,) = (pd.read_csv(path) for path in tmp_path.glob("*_steering.csv"))
+    (table,) = (pd.read_csv(path) for path in tmp_path.glob("*_humorous_methods_steering.csv"))
     assert list(table["direction"]) == ["unsteered", "mean_diff", "lda", "random1", "random2"]
     score = table.set_index("direction")["humorous"]
     assert score["mean_diff"] > max(score["random1"], score["random2"]) + 5
