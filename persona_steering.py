@@ -86,14 +86,17 @@ def main(
     arguments = dict(locals())
     batch = batch_test or not (interactive or ui)
     if ui:
-        from eval.talk_page import check_gradio
+        from eval.talk_gradio import check_gradio
 
         check_gradio(port)
+    from eval.talk_batch import check_replaceable
     from eval.talk_table import new_console, say
     from persona_vectors.files import check_output_path
 
     desk, strengths, lines = prepare(arguments, engine if batch else "hf")
     path = check_output_path(output_path or _default_path(save_dir, model_name, desk.settings.trait), (".csv",))
+    if batch:
+        check_replaceable(path)
     console = new_console()
     say(console, *lines)
     if batch:
@@ -139,8 +142,10 @@ def prepare(
         **{key: arguments[key] for key in same},
     )
     prompts, source = arguments["test_prompts"], "--test_prompts"
-    if not prompts:
+    if prompts is None:
         prompts, source = example_prompts(settings.trait, name)
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError("--test_prompts has an empty prompt; give texts, or leave the flag out for the examples")
     kind = settle_engine("hf" if bits else engine, [name], device_map, [settings.steering(1.0)])
     session = Session(Engine(name, arguments["dtype"], device_map, kind=kind, bits=bits), settings)
     lines = [file.line, *origin_lines(file, name), *begun.lines]
@@ -149,13 +154,14 @@ def prepare(
 
 def ask_all(desk: Desk, strengths: tuple[float, ...], control: bool, path: Path, console: Console) -> None:
     """The prompts at every strength: a table on the terminal, and the CSV."""
-    from eval.talk_batch import batch_answers, columns, write_batch
+    from eval.talk_batch import batch_answers, batch_record, columns, replaced_lines, write_batch
     from eval.talk_table import print_table, say
     from persona_vectors.store import Store
 
     engine = desk.session.engine
     asked = columns(desk.settings, strengths, control)
     say(console, f"{len(desk.examples)} prompts from {desk.examples_from} at {len(asked)} settings")
+    say(console, *replaced_lines(path, batch_record(engine, desk.settings, desk.examples, asked)))
     with Store() as store:
         answers, receipts = batch_answers(
             engine, store, desk.settings, desk.examples, asked, lambda line: say(console, line)
@@ -192,4 +198,4 @@ def _default_path(save_dir: str, model_name: str, trait: str) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, aliases={"coef": "steering_strengths", "layer": "target_layer"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from eval.model_utils import Added
 from eval.sweep_receipts import lines as receipt_lines
 from eval.sweep_receipts import measure
 from eval.talk_settings import Settings
-from persona_vectors.files import write_csv_atomic, write_sidecar
+from persona_vectors.files import read_sidecar, write_csv_atomic, write_sidecar
 from persona_vectors.tokens import render_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from persona_vectors.store import Store
+
+KIND = "steered answers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,22 +107,44 @@ def write_batch(
     receipts: Sequence[dict[str, Any]],
 ) -> Path:
     """The path, now a CSV with a row for each prompt and column, in the columns of response tables; and its sidecar."""
-    frame = batch_table(engine, settings, prompts, asked, answers)
-    write_csv_atomic(frame, path)
+    write_csv_atomic(batch_table(engine, settings, prompts, asked, answers), path)
+    write_sidecar(path, {**batch_record(engine, settings, prompts, asked), "receipts": list(receipts)})
+    return path
+
+
+def batch_record(engine: Engine, settings: Settings, prompts: Sequence[str], asked: Sequence[Column]) -> dict[str, Any]:
+    """What the sidecar says of how the answers were made."""
     record = settings.record()
     del record["compared"], record["strength"], record["control"]
     strengths = [column.strength for column in asked if not column.control]
-    write_sidecar(
-        path,
-        {
-            "kind": "steered answers",
-            "model": {"name": engine.name, **engine.key()},
-            "settings": {**record, "strengths": strengths},
-            "prompts": list(prompts),
-            "receipts": list(receipts),
-        },
-    )
-    return path
+    return {
+        "kind": KIND,
+        "model": {"name": engine.name, **engine.key()},
+        "settings": {**record, "strengths": strengths, "random_strengths": [c.strength for c in asked if c.control]},
+        "prompts": list(prompts),
+    }
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuses, with a ValueError, to write over a file that is no table of ours."""
+    if path.is_file() and read_sidecar(path).get("kind") != KIND:
+        raise ValueError(f"{path} is not a table of persona_steering.py; give --output_path another name")
+
+
+def replaced_lines(path: Path, record: dict[str, Any]) -> list[str]:
+    """What to say of the table that stands at the path, if it is of other settings."""
+    before = json.loads(json.dumps(read_sidecar(path)))
+    after = json.loads(json.dumps(record))
+    if not path.is_file() or all(before.get(key) == value for key, value in after.items()):
+        return []
+    old, new = before.get("settings", {}), after["settings"]
+    changed = [key for key in new if old.get(key) != new[key]] or [
+        key for key in after if before.get(key) != after[key]
+    ]
+    return [
+        f"note: {path} held answers with other {', '.join(changed)} and is replaced; --output_path keeps both "
+        "(finished answers stay in the store)"
+    ]
 
 
 def batch_table(

@@ -8,7 +8,6 @@ asks for nothing outside of it: Gradio's analytics are off, and the browser is t
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +22,12 @@ from eval import talk_page_html as html
 from eval.talk import Session, Stopped, Writing
 from eval.talk_commands import run_command
 from eval.talk_controls import Desk
+from eval.talk_gradio import HOST, free_port
 from eval.talk_transcript import save
 from persona_vectors.cli import one_line
 
-HOST = "127.0.0.1"
 _OWN_ONLY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _REDRAW_SECONDS = 0.1
-
-
-def check_gradio(port: int) -> None:
-    """Refuses, with a ValueError, a page that cannot be served: no Gradio here, or a port that is taken."""
-    if find_spec("gradio") is None:
-        raise ValueError("--ui needs Gradio, which is not installed: pip install 'persona-vectors-toolkit[ui]'")
-    _free_port(port)
-
-
-def _free_port(port: int) -> int:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"--port expects 0 to 65535; got {port}")
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, port))
-        except OSError as error:
-            raise ValueError(f"cannot serve the page at port {port}: {error.strerror}; give another --port") from None
-        return sock.getsockname()[1]
 
 
 def serve(desk: Desk, port: int, say: Callable[..., None]) -> None:
@@ -73,7 +52,7 @@ def open_page(page: Any, port: int) -> str:
     shows_windows = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY"))
     _, address, _ = page.launch(
         server_name=HOST,
-        server_port=_free_port(port),
+        server_port=free_port(port),
         share=False,
         inbrowser=shows_windows,
         prevent_thread_lock=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from persona_vectors.models import load_model
 from persona_vectors.sampling import sample_answers
 from persona_vectors.tokens import render_prompt
 from persona_vectors.vector_files import read_vector_file
+from tests.conftest import ROOT
 from tests.steering_vectors import trait_vectors, write_npz, write_pt
 from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, word_tokenizer
 
@@ -76,7 +79,26 @@ def test_the_published_command_asks_every_prompt_at_every_strength(tiny_persona,
     sidecar = json.loads(Path(f"{out}.json").read_text())
     assert len(sidecar["receipts"]) == 8 and sidecar["settings"]["strengths"] == [-2, -1, 0, 1, 2]
     assert run(*command, "--control", "random", "--output_path", out) == 0
-    assert "all answers were sampled before" in capfd.readouterr().out
+    again = capfd.readouterr().out
+    assert "all answers were sampled before" in again and "is replaced" not in again
+    fewer = [
+        *command[: command.index("--steering_strengths")],
+        "--steering_strengths",
+        0,
+        "--max_tokens",
+        30,
+        "--output_path",
+        out,
+    ]
+    assert run(*fewer) == 0
+    assert "held answers with other strengths, random_strengths and is replaced" in capfd.readouterr().out
+
+
+def test_coef_and_layer_are_known_as_everywhere_else(tiny_persona, npz):
+    """The aliases stand where the script is run."""
+    command = [sys.executable, "persona_steering.py", "--model_name", tiny_persona, "--vector_file", str(npz)]
+    told = subprocess.run([*command, "--layer", "9", "--coef", "x"], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 2 and "--steering_strengths" in told.stderr and "'x'" in told.stderr
 
 
 def test_strength_moves_the_trait_and_a_random_direction_does_not(tiny_persona, npz, tmp_path):
@@ -220,12 +242,15 @@ def test_the_trait_is_read_from_the_sidecar_or_the_name(name, sidecar, trait, tm
         ({"positions": "some"}, "--positions expects"),
         ({"output_path": "x.txt"}, "must end in .csv"),
         ({"engine": "vlm"}, "--engine expects"),
+        ({"test_prompts": "="}, "--test_prompts has an empty prompt"),
+        ({"output_path": "mine.csv"}, "mine.csv is not a table of persona_steering.py"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_a_model_is_loaded(
     arguments, error, tiny_persona, npz, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("a,b\n")
     np.savez("narrow.npz", allow_pickle=False, layer_1=np.ones(7))
     for name, content in (("empty", "{}"), ("list", "[]"), ("broken", "{")):
         Path(f"{name}.json").write_text(content)
@@ -236,12 +261,14 @@ def test_what_cannot_work_is_one_line_before_a_model_is_loaded(
 
     monkeypatch.setattr(models, "load_model", loaded)
     monkeypatch.setattr("eval.finished_answers.load_model", loaded)
-    assert run(*(token for flag, value in given.items() for token in (f"--{flag}", *value.split()))) == 2
+    tokens = [token for flag, value in given.items() for token in (f"--{flag}", *value.split())]
+    assert run(*(token if token != "=" else "" for token in tokens)) == 2
     assert error in (line := capsys.readouterr().err) and line.count("\n") == 1
 
 
-def test_the_page_without_gradio_names_the_extra(tiny_persona, npz, monkeypatch, capsys):
-    monkeypatch.setattr("eval.talk_page.find_spec", lambda _name: None)
+def test_the_page_without_gradio_names_the_extra_before_torch_is_imported(tiny_persona, npz, monkeypatch, capsys):
+    monkeypatch.setattr("eval.talk_gradio.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "eval.talk_page", None)  # and with it everything heavy
     assert run("--model_name", tiny_persona, "--vector_file", npz, "--ui") == 2
     assert "pip install 'persona-vectors-toolkit[ui]'" in capsys.readouterr().err
 

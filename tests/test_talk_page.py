@@ -25,7 +25,8 @@ from eval.finished_answers import Engine
 from eval.model_utils import Steering, steer_rows
 from eval.talk import Session
 from eval.talk_controls import Desk
-from eval.talk_page import build, check_gradio, open_page
+from eval.talk_gradio import check_gradio
+from eval.talk_page import build, open_page
 from eval.talk_settings import Settings, shape_of
 from persona_vectors.sampling import sample_answers
 from persona_vectors.vector_files import read_vector_file
