@@ -55,6 +55,9 @@ class Study:
     """Everything a run measured.
 
     Attributes:
+        judge_fit: whether it said `fully` more often of answers in their own role than in another's; if not, what it
+            says of role-play means nothing. None where one role is played and nothing can be held against it.
+        judge_line: the shares that says.
         layer: the highest capped one, at which turns are projected.
         calibration: layer -> projections of ordinary answers' tokens; the first column is the axis.
         role_tokens: layer -> projections of uncapped role answers' tokens on the axis.
@@ -64,6 +67,8 @@ class Study:
 
     model: str
     judge: str
+    judge_fit: bool | None
+    judge_line: str
     cap: Cap
     settings: Sequence[Tried]
     layer: int
@@ -215,6 +220,8 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cap = study.cap.name
     at = {(row["setting"], row["measure"]): row for row in rows}
     found = []
+    if study.judge_fit is False:
+        found.append(f"The judge {study.judge} does not tell roles apart: {study.judge_line}. Its labels mean nothing.")
     for measure, words in (
         ("plays the role, fully", "Answers to role prompts that fully play the role"),
         ("plays the role in conversation, fully", "Turns that are asked to play a role and fully do"),
@@ -223,7 +230,7 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ("drift a turn, as generated", f"Drift of the scripted conversations at layer {study.layer}, as generated"),
         ("drift a turn, words alone", f"Drift of their words alone at layer {study.layer}"),
     ):
-        if (cap, measure) not in at:
+        if (cap, measure) not in at or (study.judge_fit is False and measure.startswith("plays")):
             continue
         before, after = at[UNCAPPED, measure], at[cap, measure]
         control = [at[one.name, measure]["value"] for one in study.controls]

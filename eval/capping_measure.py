@@ -32,6 +32,7 @@ from persona_vectors.capping import Calibration, calibrate
 from persona_vectors.models import resolve_model
 from persona_vectors.persona_files import Place
 from persona_vectors.personas import ASSISTANT_PERSONAS, PersonaSet
+from persona_vectors.role_adherence import other_roles, tells_roles_apart
 from persona_vectors.store import Store
 from persona_vectors.tokens import render_prompt, tokenize_sample
 from persona_vectors.traits import load_coherence_prompt
@@ -86,15 +87,19 @@ def measure(
     vectors = {layer: vector[None] for layer, vector in run.vectors.items()}
     in_role = {layer: values[:, 0] for layer, values in calibrate(engine.model, samples, vectors).items()}
     cap = next(one.cap for one in settings if one.cap is not None)
+    roles = {one.name: _roles(run, engine, store, one, answers[one.name], talks[one.name]) for one in settings}
+    fit, judge_line = _judge_control(run, store, roles[UNCAPPED])
     return Study(
         model=resolve_model(engine.name).label,
         judge=run.arguments["judge_model"],
+        judge_fit=fit,
+        judge_line=judge_line,
         cap=cap,
         settings=settings,
         layer=max(run.vectors),
         calibration=calibration,
         role_tokens=in_role,
-        roles={one.name: _roles(run, engine, store, one, answers[one.name], talks[one.name]) for one in settings},
+        roles=roles,
         ordinary=ordinary,
         capability=_capability(run, engine, settings),
         questions=run.measured,
@@ -133,6 +138,15 @@ def _roles(
         if by_rule
         else (),
     )
+
+
+def _judge_control(run: Run, store: Store, uncapped: Roles) -> tuple[bool | None, str]:
+    """Whether the judge tells roles apart, and its shares of `fully`."""
+    if len(run.roles) < 2:
+        return None, "not held against another role: one is played"
+    others = other_roles(run.cast, uncapped.answers)
+    labels = judge_adherence(run.arguments["judge_model"], run.cast, others, store=store, progress=False)
+    return tells_roles_apart(uncapped.labels, labels)
 
 
 def _coherence(judge: str, store: Store, answers: Mapping[Place, str]) -> dict[Place, float | None]:

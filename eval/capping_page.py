@@ -116,7 +116,7 @@ _TALKS = (
 
 
 def _notes(study: Study) -> list[str]:
-    found = ["How far a role is played is a judge's word; read some answers below."]
+    found = [f"How far a role is played is a judge's word ({study.judge_line}); read some answers below."]
     if not study.controls:
         found.append("No caps on random directions were run, so nothing here says what capping does by itself.")
     return found

@@ -307,6 +307,7 @@ def test_the_command_writes_what_it_measured(written):
         )
     page = (written / "report.html").read_text()
     assert "Capping tiny-persona along assistant_axis" in page and "caps on random directions" in page
+    assert "does not tell roles apart: `fully` is said of" in page and "that fully play the role:" not in page
     # projected under its own cap, no turn's mean is below the floor
     floor = json.loads((written / "cap.json").read_text())["steering"][1]["floor"]
     own = turns[turns.setting == "assistant_axis"]
