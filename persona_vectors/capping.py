@@ -27,6 +27,7 @@ from persona_vectors.tokens import TokenizedSample
 from persona_vectors.vectors import load_vector
 
 FORMAT = "persona-cap/1"
+_CAP_KEYS = ("name", "vectors", "vectors_sha256", "steering", "model", "model_fingerprint")
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 """Percentiles of the calibration that are written down."""
 
@@ -170,6 +171,9 @@ def load_cap(path: str | Path, model_name: str) -> Cap:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no cap ({FORMAT}); python -m eval.capping writes one")
+    missing = [key for key in _CAP_KEYS if not content.get(key)]
+    if missing or any(not {"layer", "positions"} <= set(step) for step in content["steering"]):
+        raise ValueError(f"{path} lacks {', '.join(missing) or 'a layer or positions'}; calibrate again")
     vectors = path.parent / content["vectors"]
     if not vectors.is_file() or sha256_of_file(vectors) != content["vectors_sha256"]:
         raise ValueError(f"{path} is calibrated for {vectors}, which is missing or was changed; calibrate again")

@@ -127,6 +127,9 @@ def test_a_cap_whose_files_changed_is_refused(saved, tiny_persona):
     path.write_text(json.dumps(content | {"format": "other"}))
     with pytest.raises(ValueError, match="is no cap"):
         load_cap(path, tiny_persona)
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "steering"}))
+    with pytest.raises(ValueError, match="lacks steering; calibrate again"):
+        load_cap(path, tiny_persona)
     path.write_text(json.dumps(content))
     write_vectors(folder / "axis.pt", torch.ones(5, 256), {})
     with pytest.raises(ValueError, match="missing or was changed"):
