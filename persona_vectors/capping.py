@@ -1,7 +1,7 @@
 """Caps with thresholds from a calibration run: how far along an axis ordinary answers go, and bounds taken from it.
 
     found = calibrate(model, samples, {20: axis[20][None]})
-    cap = make_cap("assistant_axis", axis, found[20]..., floor_percentile=25)
+    cap = make_cap("assistant_axis", {20: axis[20]}, {20: found[20][:, 0]}, floor_percentile=25)
 
 A floor at a percentile of what ordinary answers show keeps every token at least so far along the axis; tokens within
 bounds are left bit for bit as they are (`persona_vectors.interventions.cap`). Source: arXiv 2601.10387.
