@@ -169,7 +169,7 @@ def _turn_chart(reading: Reading, other: Reading | None, column: int, name: str)
 def _token_chart(reading: Reading, values: np.ndarray, name: str) -> str:
     """The projection of every token of the contents, one after the other; of many, means of a few in a row."""
     cuts = np.arange(0, len(values), _tokens_a_point(values))
-    counts = np.diff([*cuts, len(values)])
+    counts = np.diff(np.append(cuts, len(values)))
     xs = cuts + (counts + 1) / 2
     line = Series("token", xs, np.add.reduceat(values, cuts) / counts, look="base", dots=False)
     marks = list(_starts(reading)) if len(reading.turns) <= MOST_MARKS else []
