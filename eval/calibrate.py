@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from persona_vectors import cli
 
 if TYPE_CHECKING:
-    from eval.calibration import Calibration, Work
+    from eval.calibration_confirm import Calibration
+    from eval.calibration_measure import Work
     from eval.finished_answers import Engine
     from persona_vectors.store import Store
 
@@ -65,11 +66,13 @@ def main(
     """Find a vector's layer and the range of coefficients that keeps answers coherent, and write it into its sidecar.
 
     Half of the trait's eval questions find the range of every layer by bisection, along the vector and against it, and
-    the layer whose largest coefficient shows most of the trait. The other half confirm it: coherence and trait at 0.5,
-    0.75 and 1 of that coefficient beside random directions of the same norm, how steerable single samples are, how many
-    move the wrong way, and what other traits' judges say of the same answers. The coefficient that is kept is the
-    largest of the three whose coherence on those questions is still enough. It is a mean over questions: single
-    answers may lie below.
+    the layer whose largest coefficient shows most of the trait. The other half confirm it: coherence and trait at 1/2,
+    5/8, 3/4, 7/8 and all of both ends, beside random directions of the same norm, how steerable single samples are, how
+    many move the wrong way, and what other traits' judges say of the same answers. The range that is written down is
+    the part around 0 in which all of these hold, and the coefficient that is kept is the largest in it with an effect:
+    the trait is higher than unsteered and than with each random direction, the 95% intervals by question above 1 point.
+    Where there is none, none is kept. Coherence is a mean over questions: single answers may lie below. It need not
+    fall steadily, as bisection assumes, so that coefficients between those that were tried may lie below, too.
 
     The sidecar's entry, under calibration, is what persona_steering.py starts with. Finished answers and scores are in
     the store, so the same command again samples nothing.
@@ -124,7 +127,7 @@ def run(asked: Asked, engine: Engine | None = None) -> Calibration:
 
 def prepare(asked: Asked, engine: Engine, store: Store) -> Work:
     """Everything that can be known to be wrong before the model is loaded is a ValueError here."""
-    from eval.calibration import Limits, Work
+    from eval.calibration_measure import Limits, Work
     from eval.questions import load_persona_questions
     from eval.select_layer_choice import split_questions
     from eval.select_layer_settings import check_origin
@@ -133,8 +136,10 @@ def prepare(asked: Asked, engine: Engine, store: Store) -> Work:
 
     if asked.n_per_question < 1 or asked.max_tokens < 1:
         raise ValueError("--n_per_question and --max_tokens must be at least 1")
-    if not 0 <= asked.min_coherence <= 100 or not asked.max_kl > 0:
-        raise ValueError(f"min_coherence {asked.min_coherence:g} and max_kl {asked.max_kl:g}: expected 0-100, above 0")
+    if not 0 <= asked.min_coherence <= 100:
+        raise ValueError(f"--min_coherence {asked.min_coherence:g}: expected 0-100")
+    if not asked.max_kl > 0:
+        raise ValueError(f"--max_kl {asked.max_kl:g}: expected nats above 0")
     criterion = asked.criterion or ("kl" if asked.judge_model is None else "coherence")
     if criterion == "coherence" and asked.judge_model is None:
         raise ValueError("--criterion coherence needs a --judge_model; --criterion kl needs none")
@@ -185,9 +190,10 @@ def _vectors(asked: Asked) -> dict:
     chosen = sorted(set(asked.layers or spread))
     for layer in chosen:
         check_layer(layer, n_layers, label)
-    if missing := [layer for layer in chosen if layer not in file.vectors] or not chosen:
+    if (missing := [layer for layer in chosen if layer not in file.vectors]) or not chosen:
         have = ", ".join(map(str, file.layers))
-        raise ValueError(f"{asked.vector_file} has no vector at layer {missing}; it has layers {have}")
+        which = f"layer {', '.join(map(str, missing))}" if chosen else f"layers 1 to {n_layers}"
+        raise ValueError(f"{asked.vector_file} has no vector at {which}; it has layers {have}")
     print(file.line)
     return {layer: file.vectors[layer] for layer in chosen}
 

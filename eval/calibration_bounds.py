@@ -54,3 +54,30 @@ def find_bounds(arms: Sequence[Arm], passes: Callable[[Mapping[Arm, float]], Map
             old = found[arm]
             found[arm] = Bracket(sizes[arm], old.failed) if passed else Bracket(old.passed, sizes[arm])
     return found
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """One layer's range, from the questions that find it; coefficients multiply a vector of `vector_norm`.
+
+    Attributes:
+        norm: mean residual norm over the prompts; vector_norm: of the vector.
+        up, down: brackets along and against the vector, in units of `norm`.
+        trait: mean trait at the largest coefficient that passed; None where it was not judged.
+    """
+
+    layer: int
+    norm: float
+    vector_norm: float
+    up: Bracket
+    down: Bracket
+    trait: float | None = None
+
+    def coef(self, size: float) -> float:
+        """The coefficient that adds `size` mean residual norms, to four digits."""
+        return float(f"{size * self.norm / self.vector_norm:.4g}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and highest coefficient that passed."""
+        return 0.0 - self.coef(self.down.passed), self.coef(self.up.passed)

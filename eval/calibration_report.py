@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.calibration import N_RANDOM, PERCENTILE, Calibration, LayerRange, Point, Work
-from eval.calibration_bounds import LEAST
+from eval.calibration_bounds import LEAST, LayerRange
+from eval.calibration_confirm import LEAST_EFFECT, N_RANDOM, Calibration, Point
+from eval.calibration_measure import PERCENTILE, Work
 from eval.sweep_summary import described
 from persona_vectors import plots
 from persona_vectors.files import (
@@ -60,7 +61,7 @@ def _range_line(one: LayerRange) -> str:
 def _confirmed(found: Calibration, work: Work) -> Iterator[str]:
     yield f"layer {found.layer} on the other {len(work.confirming)} questions; means, with 95% intervals by question"
     yield f"{'coef':>7}  {work.trait:>20}  {'coherence':>20}   {N_RANDOM} random directions: {work.trait}, coherence"
-    for point in (point for point in found.points if not point.control):
+    for point in own_points(found):
         random = [other for other in found.points if other.control and other.coef == point.coef]
         beside = ", ".join(_spread([getattr(other, name).mean for other in random]) for name in ("trait", "coherence"))
         yield f"{point.coef:>7.3g}  {point.trait.text():>20}  {point.coherence.text():>20}   {beside if random else ''}"
@@ -68,42 +69,49 @@ def _confirmed(found: Calibration, work: Work) -> Iterator[str]:
     for name, one in found.steerable.items():
         yield (
             f"{name or 'vector':>7}: {one.slope.text(sign=True)} points of {work.trait} a sample and unit of "
-            f"coefficient; {100 * one.wrong_way.mean:.0f}% of {one.n_used} samples move the wrong way"
+            f"coefficient above 0; {100 * one.wrong_way.mean:.0f}% of {one.n_used} samples move the wrong way"
         )
     if work.others:
         yield from _crosstalk(found)
 
 
-def _spread(values: list[float]) -> str:
-    """Mean, lowest and highest."""
+def own_points(found: Calibration) -> list[Point]:
+    """The vector's points, lowest coefficient first."""
+    return sorted((point for point in found.points if not point.control), key=lambda point: point.coef)
+
+
+def _spread(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else ""
 
 
 def _crosstalk(found: Calibration) -> Iterator[str]:
     """What the other traits' judges say at the coefficient that is kept, or else at the largest."""
-    own = [point for point in found.points if not point.control]
-    last = next((point for point in own if point.coef == found.coef), own[-1])
-    random = [point for point in found.points if point.control and point.coef == last.coef]
+    coef = found.crosstalk_coef
+    [own] = [point for point in found.points if not point.control and point.coef == coef]
+    random = [point for point in found.points if point.control and point.coef == coef]
     told = (
         f"{name} {shift.mean:+.1f} (random {max(abs(p.shifts[name].mean) for p in random):.1f} at most)"
-        for name, shift in last.shifts.items()
+        for name, shift in own.shifts.items()
     )
-    yield f"crosstalk at {last.coef:g}, shift of other traits: {', '.join(told)}"
+    yield f"crosstalk at {coef:g}, shift of other traits: {', '.join(told)}"
 
 
 def _verdict(found: Calibration, work: Work, what: str) -> Iterator[str]:
     assert found.chosen is not None
-    low, high = found.chosen.range
+    (low, high), (first, last) = found.range, found.chosen.range
+    n = len(work.confirming)
+    told = f"on the {n} confirming questions {what} at every coefficient tried from {low:.4g} to {high:.4g}"
+    found_first = "" if (low, high) == (first, last) else f" (the others had found {first:.4g} to {last:.4g})"
+    yield f"range: {told}{found_first}"
     if found.coef is None:
-        yield (
-            f"layer {found.layer}: {low:.3g} to {high:.3g} held on the questions that found it and on none of the "
-            "others: no coefficient is kept"
-        )
+        effect = f" with an effect on {work.trait}" if high else ""
+        yield f"no coefficient is kept: none above 0 is confirmed{effect}"
+        yield from (_effect_line(found, work, coef) for coef in found.effects if coef <= high)
         return
     size = found.coef * found.chosen.vector_norm / found.chosen.norm
     yield (
-        f"kept: layer {found.layer}, coefficient {found.coef:g} ({size:.2f} of the mean residual norm "
-        f"{found.chosen.norm:.3g}); {what} from {low:.3g} to {high:.3g} on the questions that found it"
+        f"kept: layer {found.layer}, coefficient {found.coef:g}, which adds {size:.2f} of {found.chosen.norm:.3g}, the "
+        "mean norm of the prompts' tokens there (a steering receipt counts the tokens that are steered)"
     )
     if found.kl is not None:
         yield f"p{PERCENTILE:g} token KL to the unsteered model there: {found.kl:.2f} nats"
@@ -113,11 +121,17 @@ def _verdict(found: Calibration, work: Work, what: str) -> Iterator[str]:
             "pushed furthest"
         )
         return
-    at = {point.control: point for point in found.points if point.coef == found.coef}
-    chance = max(abs(point.trait.mean - found.points[0].trait.mean) for name, point in at.items() if name)
-    gain = at[""].trait.mean - found.points[0].trait.mean
-    verdict = "more" if gain > chance else "NOT more"
-    yield f"{work.trait} rises by {gain:.1f} there, {verdict} than the {chance:.1f} of the strongest random direction"
+    yield _effect_line(found, work, found.coef)
+
+
+def _effect_line(found: Calibration, work: Work, coef: float) -> str:
+    """What a coefficient does beside the random directions, and whether that counts."""
+    own = found.effects[coef]
+    verdict = "an effect, both" if own.is_there else "no effect, which takes both"
+    return (
+        f"at {coef:g} {work.trait} rises by {own.gain.text()}, {own.lead.text()} more than with the nearest of "
+        f"{N_RANDOM} random directions: {verdict} intervals above {LEAST_EFFECT:g} point"
+    )
 
 
 def entry(found: Calibration, work: Work) -> dict[str, Any]:
@@ -127,7 +141,8 @@ def entry(found: Calibration, work: Work) -> dict[str, Any]:
         "trait": work.trait,
         "layer": found.layer,
         "coef": found.coef,
-        "range": None if chosen is None else list(chosen.range),
+        "range": None if chosen is None else list(found.range),
+        "range_is": "confirmed on questions that did not find it; layers have the ranges that were found",
         "relative_norm": None
         if chosen is None or found.coef is None
         else found.coef * chosen.vector_norm / chosen.norm,
@@ -151,6 +166,10 @@ def entry(found: Calibration, work: Work) -> dict[str, Any]:
             for one in found.ranges
         ],
         "confirmed": [_point(point) for point in found.points],
+        "effects": [
+            {"coef": coef, "gain": described(one.gain), "over_random": described(one.lead), "is_there": one.is_there}
+            for coef, one in found.effects.items()
+        ],
         "steerability": [
             {
                 "control": name,
@@ -189,7 +208,7 @@ def write(asked: Asked, found: Calibration, work: Work) -> list[str]:
 
 def _figure(found: Calibration, work: Work) -> Figure:
     """Trait and coherence over the coefficient, the vector beside random directions."""
-    own = [point for point in found.points if not point.control]
+    own = own_points(found)
     random = [[p for p in found.points if p.coef == point.coef and p.control] or [point] for point in own]
 
     def bands(name: str) -> tuple[plots.Band, plots.Band]:
@@ -200,6 +219,9 @@ def _figure(found: Calibration, work: Work) -> Figure:
             plots.Band([sum(t) / len(t) for t in theirs], [min(t) for t in theirs], [max(t) for t in theirs]),
         )
 
-    return plots.steering_png(
-        [point.coef for point in own], {work.trait: bands("trait"), "coherence": bands("coherence")}
-    )
+    panels = {work.trait: bands("trait"), "coherence": bands("coherence")}
+    figure = plots.steering_png([point.coef for point in own], panels)
+    ticks = sorted({own[0].coef, 0.0, found.range[1] or own[-1].coef})
+    for axis in figure.axes:
+        axis.set_xticks(ticks, [f"{coef:.3g}" for coef in ticks])
+    return figure

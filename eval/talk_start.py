@@ -23,7 +23,7 @@ STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `python -m eval.calibrate` found for a vector: the coefficient kept and the range, at one layer.
+    """What `python -m eval.calibrate` confirmed for a vector: the coefficient kept and the range, at one layer.
 
     Attributes:
         limit: what holds within the range, in words.
@@ -36,9 +36,11 @@ class Calibrated:
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The ends of the range, half of the lower one, 0, and the coefficient."""
+        """Five: 0, both ends of the range, and half of each, or the coefficient where it lies before the upper end."""
         low, high = self.range
-        return tuple(sorted({low, low / 2, 0.0, self.coef, high}))
+        up = {self.coef if 0 < self.coef < high else high / 2, high}
+        down = {low / 2, low} if low < 0 else {min(up) / 2, (min(up) + high) / 2}
+        return tuple(sorted({0.0, *up, *down}))
 
     @property
     def line(self) -> str:
@@ -83,6 +85,8 @@ def start(file: VectorFile, shape: ModelShape, target: str | None = None, analys
     elif found is not None:
         lines.append(f"its calibration is for layer {found.layer} and says nothing here")
         found = None
+    else:
+        lines += _kept_nothing(file)
     return Start(layer, found, tuple(lines))
 
 
@@ -99,6 +103,17 @@ def calibration_of(file: VectorFile) -> Calibrated | None:
         case {"criterion": "coherence", "min_coherence": least}:
             return replace(found, limit=f"mean coherence is at least {least:g}")
     return found
+
+
+def _kept_nothing(file: VectorFile) -> list[str]:
+    """What to say of a calibration that kept no coefficient."""
+    told = file.sidecar.get("calibration")
+    if not isinstance(told, dict) or told.get("layer") is None:
+        return []
+    return [
+        f"its calibration kept no coefficient: at layer {told['layer']} none was seen to leave answers coherent and to "
+        "do more than random directions do"
+    ]
 
 
 def analysis_beside(path: Path) -> Path | None:

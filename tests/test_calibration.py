@@ -13,17 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import calibrate
-from eval.calibration import mean_coherence
-from eval.calibration_bounds import LEAST, MOST, START, TOLERANCE, Arm, Bracket, find_bounds
+from eval.calibration_bounds import LEAST, MOST, START, TOLERANCE, Arm, Bracket, LayerRange, find_bounds
+from eval.calibration_confirm import N_RANDOM, SHARES, Effect, confirmed_range, tried
+from eval.calibration_measure import mean_coherence
 from eval.model_utils import Steering
+from eval.talk_settings import ModelShape
+from eval.talk_start import start
 from eval.token_kl import token_kl
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.files import read_sidecar
 from persona_vectors.models import load_model
 from persona_vectors.sampling import sample_answers
+from persona_vectors.statistics import Interval
 from persona_vectors.tokens import TokenizedSample, render_prompt, tokenize_sample
 from persona_vectors.traits import load_trait
+from persona_vectors.vector_files import read_vector_file
 from persona_vectors.vectors import write_vectors
 
 TINY = "models/tiny-persona"
@@ -53,6 +58,30 @@ def test_the_first_sizes_are_doubled_until_one_fails():
     assert [Bracket().next_size, Bracket(START).next_size, Bracket(MOST).next_size] == [START, 2 * START, None]
     assert Bracket(1.0, 2.0).next_size == 1.5
     assert Bracket(0.95, 1.0).next_size is None and Bracket(0.0, LEAST).next_size is None
+
+
+@given(st.dictionaries(st.integers(-9, 9).filter(bool), st.booleans()))
+def test_the_range_is_the_part_around_0_in_which_all_that_was_tried_holds(held: dict[int, bool]):
+    low, high = confirmed_range(held)
+    assert low <= 0 <= high and {low, high} <= {0, *held}
+    assert all(own for coef, own in held.items() if low <= coef <= high)
+    beyond = [[coef for coef in held if coef > high], [-coef for coef in held if coef < low]]
+    assert not any(held[sign * min(side)] for sign, side in zip((1, -1), beyond, strict=True) if side)
+
+
+def test_both_ends_are_tried_at_every_share():
+    one = LayerRange(3, 10.0, 5.0, Bracket(passed=1.0), Bracket(passed=0.5))
+    assert tried(one) == [-1.0, -0.875, -0.75, -0.625, -0.5, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert tried(LayerRange(3, 10.0, 5.0, Bracket(passed=1.0), Bracket())) == [2 * share for share in SHARES]
+
+
+@pytest.mark.parametrize(
+    ("gain", "lead", "there"),
+    [((9, 5, 13), (8, 4, 12), True), ((0, 0, 0), (0, 0, 0), False), ((9, 5, 13), (2, -1, 5), False)],
+)
+def test_an_effect_is_above_unsteered_and_random_with_its_whole_interval(gain, lead, there):
+    """A coefficient with the trait of the unsteered answers (gain 0) was once kept, and said to have an effect."""
+    assert Effect(Interval(*gain, 10, 10), Interval(*lead, 10, 10)).is_there is there
 
 
 def test_an_answer_without_a_score_is_not_coherent():
@@ -139,7 +168,7 @@ def _run(capsys, *arguments: str) -> tuple[int, str]:
 def test_a_range_is_found_confirmed_and_kept(vector_file: Path, capsys, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
     given = ["--vector_file", str(vector_file), "--trait", "evil", "--judge_model", TINY, "--layers", "3"]
-    given += ["--max_tokens", "30", "--crosstalk", "optimistic"]
+    given += ["--max_tokens", "40", "--crosstalk", "optimistic"]
     code, out = _run(capsys, *given)
     assert code == 0, out
     told = read_sidecar(vector_file)
@@ -149,20 +178,56 @@ def test_a_range_is_found_confirmed_and_kept(vector_file: Path, capsys, monkeypa
     assert low < 0 < entry["coef"] <= high and f"coefficient {entry['coef']:g}" in out
     [layer] = entry["layers"]
     size = layer["relative_range"][1]
-    assert high == pytest.approx(size * layer["residual_norm"] / layer["vector_norm"], rel=1e-3)
+    assert layer["range"][1] == pytest.approx(size * layer["residual_norm"] / layer["vector_norm"], rel=1e-3)
     at = {(point["control"], point["coef"]): point for point in entry["confirmed"]}
+    assert len(at) == len(entry["confirmed"]) == 1 + (1 + N_RANDOM) * 2 * len(SHARES)
+    own = {coef: point["coherence"]["mean"] >= 75 for (name, coef), point in at.items() if not name}
+    assert (low, high) == confirmed_range(own)  # both ends are of the questions that took no part in finding them
+    effects = {one["coef"]: one for one in entry["effects"]}
+    assert entry["coef"] == max(coef for coef, one in effects.items() if coef <= high and one["is_there"])
     kept = at["", entry["coef"]]
     random = max(point["trait"]["mean"] for (name, coef), point in at.items() if name and coef == entry["coef"])
-    assert kept["coherence"]["mean"] >= 75 and kept["trait"]["mean"] > random + 5
-    assert set(kept["crosstalk"]) == {"optimistic"} and len(entry["confirmed"]) == 1 + 4 * 3
-    larger = [coef for name, coef in at if not name and coef > entry["coef"]]
-    assert all(at["", coef]["coherence"]["mean"] < 75 for coef in larger)
+    assert kept["trait"]["mean"] - random == pytest.approx(effects[entry["coef"]]["over_random"]["mean"], abs=0.01)
+    assert kept["trait"]["mean"] > random + 5 and set(kept["crosstalk"]) == {"optimistic"}
+    assert sum(bool(point["crosstalk"]) for point in entry["confirmed"]) == 2 + N_RANDOM  # at one coefficient only
     assert "crosstalk" in out and "move the wrong way" in out and vector_file.with_suffix(".json").is_file()
     assert (tmp_path / "evil_response_avg_diff_calibration.png").stat().st_size > 5000
 
     code, again = _run(capsys, *given)  # everything is in the store
     assert code == 0 and read_sidecar(vector_file)["calibration"]["confirmed"] == entry["confirmed"]
     assert "Loading" not in again
+
+
+def test_a_direction_that_does_nothing_keeps_no_coefficient(capsys, monkeypatch, tmp_path: Path):
+    """A random direction as the vector: coherent, and no effect; what starts from its calibration says so."""
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.setattr("eval.calibration_confirm.SHARES", (0.5, 1.0))
+    monkeypatch.setattr("eval.calibration_bounds.MOST", START)
+    vectors = torch.randn(5, 256, generator=torch.Generator().manual_seed(5))
+    path = write_vectors(tmp_path / "evil_response_avg_diff.pt", vectors, {"trait": "evil"})
+    code, out = _run(
+        capsys,
+        *[
+            "--vector_file",
+            str(path),
+            "--trait",
+            "evil",
+            "--judge_model",
+            TINY,
+            "--layers",
+            "3",
+            "--max_tokens",
+            "20",
+            "--crosstalk",
+            "evil",
+        ],
+    )
+    assert code == 0, out
+    entry = read_sidecar(path)["calibration"]
+    assert entry["coef"] is None and entry["range"][1] > 0 and "kept: layer" not in out
+    assert f"no coefficient is kept: none above 0 is confirmed with an effect on {entry['trait']}" in out
+    begun = start(read_vector_file(path), ModelShape("m", 4, 256))
+    assert begun.calibrated is None and "kept no coefficient" in begun.lines[-1]
 
 
 def test_without_a_judge_the_range_is_of_token_kl(vector_file: Path, capsys, monkeypatch, tmp_path: Path):
@@ -172,6 +237,7 @@ def test_without_a_judge_the_range_is_of_token_kl(vector_file: Path, capsys, mon
     assert code == 0, out
     entry = read_sidecar(vector_file)["calibration"]
     assert entry["limits"]["criterion"] == "kl" and entry["confirmed"] == []
+    assert entry["coef"] == entry["range"][1] or (entry["coef"] is None and not entry["range"][1])
     assert entry["coef"] is None or entry["kl_p95"] <= 1.0
     assert "no judge was asked" in out or "no coefficient is kept" in out
     assert [layer["layer"] for layer in entry["layers"]] == [2, 4]
@@ -180,10 +246,10 @@ def test_without_a_judge_the_range_is_of_token_kl(vector_file: Path, capsys, mon
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--layers", "9"], "layer"),
+        (["--layers", "9"], "layer 9 does not exist"),
         (["--criterion", "coherence"], "--judge_model"),
-        (["--min_coherence", "101"], "0-100"),
-        (["--max_kl", "0"], "above 0"),
+        (["--min_coherence", "101"], "--min_coherence 101: expected 0-100"),
+        (["--max_kl", "0"], "--max_kl 0: expected nats above 0"),
         (["--trait", "optimistic"], "vector of evil"),
         (["--judge_model", "models/no-such"], "does not exist"),
         (["--min_coherence", "100", "--judge_model", TINY, "--max_tokens", "8"], "no coefficient can pass"),

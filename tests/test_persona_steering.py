@@ -201,6 +201,16 @@ def test_a_calibration_says_what_holds_in_its_range(limits, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("coef", "ends", "strengths"),
+    [(2, (-3, 2), (-3, -1.5, 0, 1, 2)), (1, (-3, 4), (-3, -1.5, 0, 1, 4)), (4, (0, 4), (0, 1, 2, 3, 4))],
+)
+def test_five_strengths_over_a_calibrated_range(coef, ends, strengths, tmp_path):
+    """The kept coefficient is often the range's end, which once left four."""
+    found = start(vector_file(tmp_path, calibration={"layer": 2, "coef": coef, "range": ends}), SHAPE)
+    assert found.calibrated is not None and found.calibrated.strengths == strengths
+
+
+@pytest.mark.parametrize(
     ("name", "sidecar", "trait"),
     [
         ("models_tiny_openness_vectors.npz", None, "openness"),
