@@ -14,7 +14,12 @@ SANCTIONED |= {("eval.demo_weights", "eval_lora_persona")}
 """A LoRA persona is two trainings; the demo is the published commands themselves, one after the other."""
 
 SOURCES = sorted(
-    [*ROOT.glob("*.py"), *ROOT.glob("persona_vectors/*.py"), *(f for d in L2 for f in ROOT.glob(f"{d}/**/*.py"))]
+    [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("persona_vectors/*.py"),
+        *ROOT.glob("experiments/*.py"),
+        *(file for folder in L2 for file in ROOT.glob(f"{folder}/**/*.py")),
+    ]
 )
 OURS = {LIBRARY, *L2, *(path.stem for path in ROOT.glob("*.py"))}
 
