@@ -45,10 +45,16 @@ class Extracted:
     def best(self) -> dict[str, Any]:
         return {} if self.best_layer is None else self.rows[self.best_layer]
 
+    @property
+    def beats_random(self) -> bool:
+        """As `LayerSeparation.beats_random`."""
+        low, random = self.best.get("auc_low"), self.best.get("auc_random_95")
+        return low is not None and random is not None and low > random
+
     def table_row(self) -> dict[str, Any]:
         """The line of the table: everything of the best layer, held out, beside its controls."""
         own, auc = self.best, self.best.get("auc")
-        beats = auc is not None and auc > own["auc_random_95"]
+        beside = "" if self.beats_random else ", not surely above random directions"
         return {
             "model": self.model,
             "trait": self.trait,
@@ -61,7 +67,7 @@ class Extracted:
             "separation_random_95": own.get("separation_random_95"),
             "split_half": own.get("split_half_spearman_brown"),
             "p": own.get("auc_p"),
-            "band": "none" if auc is None else band(auc) if beats else f"{band(auc)}, as random directions",
+            "band": "none" if auc is None else f"{band(auc)}{beside}",
         }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOW = (
     "AUC and separation are of questions that made no direction, at the layer with the highest AUC, which flatters it; "
-    "random is the 95th percentile of random directions, and a band means nothing where they reach as far"
+    "random is the 95th percentile of random directions, and a band counts where the AUC's whole interval lies above it"
 )
 
 
@@ -73,14 +73,14 @@ def write_report(
     cells = [_cells(one.table_row()) for one in found]
     sections = [Section("Best layers", sentences=[HOW], columns=columns, cells=cells)]
     sections += [_section(one) for one in compared]
-    beating = [one for one in found if "random" not in one.table_row()["band"] and one.best_layer is not None]
+    beating = [one for one in found if one.beats_random]
     n_models = len({one.model for one in found})
     page = Page(
         title="Persona directions",
         lead=f"{len(found)} quick extractions of {n_models} model{'s' * (n_models > 1)}, in {save_dir}.",
         sentences=[
             f"{len(beating)} of {len(found)} directions tell held-out answers apart better than 95% of random "
-            "directions do, by AUC."
+            "directions do, by the whole interval of their AUC."
         ],
         sections=sections,
         commands=[

@@ -220,7 +220,7 @@ def page(asked: Asked, reading: Reading, found: Separations, more: Sequence[Sect
             Section("Some answers", samples=_samples(reading)),
             Section("What the numbers are", sentences=how),
         ],
-        found=None if found.best is None else found.best.quality.beats_random,
+        found=None if found.best is None else found.best.beats_random,
         settings={name: value for name, value in vars(asked).items() if value is not None},
         interactive=True,
     )

@@ -45,11 +45,12 @@ def layer_lines(found: Separations) -> list[str]:
     lines = []
     for one in found.layers:
         best = "  <- Best layer" if one is found.best and len(found.layers) > 1 else ""
-        lines.append(f"Layer {one.layer}: {_numbers(one)}{best}")
+        lines.append(f"Layer {one.layer}: {layer_numbers(one)}{best}")
     return lines
 
 
-def _numbers(one: LayerSeparation) -> str:
+def layer_numbers(one: LayerSeparation) -> str:
+    """AUC and separation with what stands beside them."""
     if one.auc is None:
         return f"no AUC, norm {one.quality.norm:.3g}"
     separation, random = (f"{value:.2f}" if value is not None else "none" for value in (one.separation, one.random_95))
@@ -83,14 +84,17 @@ def verdict(best: LayerSeparation, n_layers: int) -> str:
     assert best.auc is not None
     where = f"layer {best.layer}" + (", the best" if n_layers > 1 else "")
     value = f"{where}: held-out AUC {best.auc.text(2)}"
-    if best.quality.beats_random:
+    if best.beats_random:
         return f"{value}, {band(best.auc.mean)}"
-    plain = f"{value}; random directions reach {best.quality.auc_random_95:.2f}, so the band ({band(best.auc.mean)})"
+    plain = (
+        f"{value}; random directions reach {best.quality.auc_random_95:.2f} at their 95th percentile, which is not "
+        f"below that interval, so the band ({band(best.auc.mean)})"
+    )
     if best.separation is None or best.random_95 is None or best.separation <= best.random_95:
         return f"{plain} means nothing: the vector separates no better than a random direction may"
     return (
-        f"{plain} means little: the two sides differ in many directions. Separation tells more: {best.separation:.1f}, "
-        f"above the random directions' 95th percentile of {best.random_95:.1f}"
+        f"{plain} means little. Separation tells more: {best.separation:.1f}, above the random directions' 95th "
+        f"percentile of {best.random_95:.1f}"
     )
 
 

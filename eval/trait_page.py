@@ -15,7 +15,7 @@ from eval.quick_report import table_cells
 from eval.results_figures import Figure
 from eval.trait_profile import Profile
 from eval.trait_scoring import SCORINGS
-from eval.trait_vectors import ItemVectors, projections, sentences
+from eval.trait_vectors import ItemVectors, projections, sentences, with_words
 from persona_vectors import plots
 from persona_vectors.files import write_bytes_atomic, write_csv_atomic, write_sidecar
 from persona_vectors.radar import Outline, radar_plotly, radar_png
@@ -48,13 +48,13 @@ def write_analysis(vectors: ItemVectors, folder: Path, lead: str, settings: Mapp
             f"projections at layer {found.best.layer}, in sample": plots.projections_plotly(groups),
         }
         panels = [(title, plotly_panel(drawing)) for title, drawing in drawings.items()]
-    heads, cells = table_cells(found)
+    heads, cells = table_cells(with_words(vectors))
     page = Page(
         title=f"{vectors.trait}: high against low responses",
         lead=lead,
         sentences=said,
         sections=[Section("By layer", figures=[Figure("", panels, [])], columns=heads, cells=cells)],
-        found=None if found.best is None else found.best.quality.beats_random,
+        found=None if found.best is None else found.best.beats_random,
         notes=["Items that made a direction never judge it; the AUC in sample, where they do, is circular."],
         settings=settings,
         interactive=True,
@@ -117,7 +117,11 @@ def write_profile(
         lead=lead,
         sentences=[f"Scored by {one.scoring}: {said}" for one in profiles for said in one.sentences()],
         sections=[_section(one, names, lines) for one, (_, names, lines) in zip(profiles, panels, strict=True)],
-        notes=[*notes, "0.5 is chance: what the labels give when they are swapped, or a reader who goes by place."],
+        notes=[
+            *notes,
+            "0.5 is chance: what the labels give when they are swapped, or a reader who goes by place. In round "
+            "brackets: 95% of the scores of that condition with swapped labels.",
+        ],
         settings=settings,
         interactive=True,
     )

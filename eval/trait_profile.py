@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from persona_vectors.option_shares import TraitScore
+
 UNSTEERED = "unsteered"
 
 
@@ -151,8 +153,7 @@ class Profile:
         """The heads of `cells`."""
         return [
             "trait",
-            *(self.conditions[number].name for number in self._shown()),
-            "swapped labels",
+            *(f"{self.conditions[number].name} (swapped labels)" for number in self._shown()),
             "longest option",
         ]
 
@@ -161,9 +162,8 @@ class Profile:
         rows = []
         for column, trait in enumerate(self.traits):
             plain = self.scored[0][column].score
-            scores = [self.scored[number][column].score.score.text(2) for number in self._shown()]
-            chance = f"{plain.permuted_low:.2f} to {plain.permuted_high:.2f}"
-            rows.append([trait, *scores, chance, f"{plain.longest:.2f}"])
+            scores = [_beside_null(self.scored[number][column].score) for number in self._shown()]
+            rows.append([trait, *scores, f"{plain.longest:.2f}"])
         return rows
 
     def _shown(self) -> list[int]:
@@ -182,9 +182,11 @@ class Profile:
         """Whether options were told apart at all, what their places get, and how often no letter was said."""
         scores = [own.score for row in self.scored for own in row]
         plain = [own.score for own in self.scored[0]]
-        outside = [score.trait for score in plain if not score.permuted_low <= score.score.mean <= score.permuted_high]
+        passed = holm([score.p for score in plain])
+        outside = [score.trait for score, own in zip(plain, passed, strict=True) if own]
+        corrected = f" (Holm, {len(plain)} tests at 0.05)" if len(plain) > 1 else ""
         yield (
-            f"unsteered, {len(outside)} of {len(plain)} traits lie outside what swapped labels give"
+            f"unsteered, {len(outside)} of {len(plain)} traits lie outside what swapped labels give{corrected}"
             + (f": {', '.join(outside)}" if outside else "")
         )
         if self.scoring != "letter":
@@ -219,6 +221,22 @@ class Profile:
             return text
         most = max(others, key=lambda trait: abs(others[trait]))
         return f"{text}; of the other traits {most} moves most, {others[most]:+.3f}"
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses fall with at most `level` as the chance of any false one: the k-th smallest p of n is held
+    against level / (n - k + 1), until one does not pass. NaN never passes."""
+    passed = [False] * len(p_values)
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: np.nan_to_num(p_values[i], nan=1.0))):
+        if not p_values[number] <= level / (len(p_values) - rank):
+            break
+        passed[number] = True
+    return passed
+
+
+def _beside_null(own: TraitScore) -> str:
+    """The score with its interval, and 95% of the scores with swapped labels."""
+    return f"{own.score.text(2)} ({own.permuted_low:.2f} to {own.permuted_high:.2f})"
 
 
 def _described(condition: Condition) -> dict[str, Any]:

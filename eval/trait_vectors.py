@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.finished_answers import Engine
-from eval.quick_report import layer_lines
+from eval.quick_report import layer_lines, layer_numbers
 from eval.quick_report import sentences as found_sentences
 from persona_vectors.activations import mean_activations
 from persona_vectors.files import write_bytes_atomic, write_json_atomic, write_sidecar
@@ -130,17 +130,33 @@ def _published(one: LayerSeparation) -> dict[str, Any]:
 
 
 def lines(vectors: ItemVectors) -> list[str]:
-    """A line a layer, the best one marked, and what was found."""
-    return [*layer_lines(vectors.found), *sentences(vectors)]
+    """A line a layer, the words alone first, the best one marked, and what was found."""
+    words = [] if 0 in vectors.layers else [f"Layer 0 (the words alone): {layer_numbers(vectors.words)}"]
+    return [*words, *layer_lines(vectors.found), *sentences(vectors)]
+
+
+def with_words(vectors: ItemVectors) -> Separations:
+    """What was found, with layer 0 before the layers that were asked for."""
+    layers = vectors.found.layers
+    return vectors.found if 0 in vectors.layers else replace(vectors.found, layers=[vectors.words, *layers])
 
 
 def sentences(vectors: ItemVectors) -> list[str]:
     """What was found, in words."""
-    words = vectors.words.auc
-    beside = (
-        [] if words is None else [f"the words alone (layer 0): held-out AUC {words.text(2)}; the model adds the rest"]
-    )
-    return [*found_sentences(vectors.found), *beside]
+    words, best = vectors.words, vectors.found.best
+    if words.auc is None or best is None or best.auc is None:
+        return found_sentences(vectors.found)
+    less = best.auc.mean <= words.auc.mean
+    return [
+        *found_sentences(vectors.found),
+        f"the words alone (layer 0) part the responses with a held-out AUC of {words.auc.text(2)} and a separation of "
+        f"{_number(words.separation)}, layer {best.layer} with {best.auc.text(2)} and {_number(best.separation)}"
+        + (": the AUC shows nothing that the words do not" if less else ""),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f}"
 
 
 def write(vectors: ItemVectors, folder: Path, record: Mapping[str, Any]) -> list[Path]:

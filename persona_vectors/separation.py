@@ -34,6 +34,8 @@ HOW = {
     "auc": "held out: 5 folds by question, direction refit on the others; its 95% interval resamples questions, and is "
     "never narrower than the scatter of auc_permuted: few questions that share instructions resemble each other more "
     "than their resampling shows",
+    "band": "excellent above 0.8, good above 0.7, moderate above 0.6, poor otherwise, of the held-out AUC; it counts "
+    "where the AUC's whole interval lies above the random directions' 95th percentile",
     "auc_in_sample": QUALITY_HOW["auc_in_sample"],
     "auc_random_mean": QUALITY_HOW["auc_random"],
     "auc_permuted_mean": "the same procedure after pos and neg were swapped at random within pairs, "
@@ -74,6 +76,12 @@ class LayerSeparation:
     @property
     def layer(self) -> int:
         return self.quality.layer
+
+    @property
+    def beats_random(self) -> bool:
+        """The AUC's whole interval lies above the 95th percentile of random directions: only then a band counts."""
+        random = self.quality.auc_random_95
+        return self.auc is not None and random is not None and self.auc.low > random
 
     def record(self) -> dict[str, Any]:
         """The published keys, of which `auc` is the held-out one, and what stands beside them."""

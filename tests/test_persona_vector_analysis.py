@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import persona_vector_analysis
 from eval.trait_analysis import Asked, plan
-from eval.trait_profile import Profile, steered_conditions
+from eval.trait_profile import Profile, holm, steered_conditions
 from eval.trait_scoring import Condition, Scored
 from eval.trait_vectors import wanted_layers
 from persona_vectors import cli
@@ -85,7 +87,12 @@ def test_the_published_command_writes_the_published_files(tiny_persona, tmp_path
     items = pd.read_csv(tmp_path / "trait_scores_openness_items.csv")
     assert len(items) == 4 and items["p_high"].mean() == pytest.approx(scores["score"][0])
     said = capsys.readouterr().out
-    assert "Best layer" in said and "the words alone" in said and "place alone gets" in said
+    assert "Best layer" in said and "Layer 0 (the words alone): AUC" in said and "place alone gets" in said
+    best = max(own["auc"] for own in results.values())
+    assert "part the responses with a held-out AUC" in said and "adds the rest" not in said
+    assert ("shows nothing that the words do not" in said) == (best <= words["auc"])
+    page = (tmp_path / "persona_vector_analysis_openness.html").read_text()
+    assert [f"<td>{one}" in page.replace("</td><td>", "\n<td>") for one in ("0", "2", "3")] == [True] * 3
 
 
 def test_a_profile_stands_beside_random_directions(tiny_persona, tmp_path, capsys):
@@ -99,6 +106,12 @@ def test_a_profile_stands_beside_random_directions(tiny_persona, tmp_path, capsy
     assert table["kind"].value_counts().to_dict() == {"random": 6, "told": 6, "steered": 3, "unsteered": 3}
     unsteered = table[table["kind"] == "unsteered"]
     assert (unsteered["shift"] == 0).all() and table["place_A"].isna().all()
+    said = capsys.readouterr().out
+    for row in table[table["kind"] != "random"].itertuples():  # each condition beside its own null
+        assert (
+            f"{row.score:.2f} [{row.low:.2f}, {row.high:.2f}] ({row.permuted_low:.2f} to {row.permuted_high:.2f})"
+            in said
+        )
     moved = table[(table["condition"] == "coef 2") & (table["trait"] == "openness")].iloc[0]
     assert moved["score"] - unsteered["score"].iloc[0] == pytest.approx(moved["shift"])
     told = json.loads((tmp_path / "personality_profile.csv.json").read_text())
@@ -106,7 +119,6 @@ def test_a_profile_stands_beside_random_directions(tiny_persona, tmp_path, capsy
     assert {round(one["expected"]) for one in told["receipts"]} == {60}  # random ones have the vector's norm
     page = (tmp_path / "personality_profile.html").read_text()
     assert "scatterpolar" in page and "random directions" in page and (tmp_path / "personality_profile.png").is_file()
-    said = capsys.readouterr().out
     assert said.count("steering receipt") == 1 and "told neg: openness" in said
     assert "2 random directions of the same norm" in said
 
@@ -217,6 +229,16 @@ def test_a_shift_counts_beside_random_directions(coef, random, followed):
     assert (
         "lie outside what swapped labels give" in own.sentences()[0] and "how usual its words are" in own.sentences()[1]
     )
+
+
+@given(st.lists(st.floats(0.0001, 1.0), min_size=1, max_size=8))
+def test_holm_is_the_step_down_procedure(p_values: list[float]):
+    passed, n = holm(p_values), len(p_values)
+    assert all(own for own, p in zip(passed, p_values, strict=True) if p <= 0.05 / n)  # as Bonferroni at least
+    assert not any(own for own, p in zip(passed, p_values, strict=True) if p > 0.05)
+    kept = sorted(p for own, p in zip(passed, p_values, strict=True) if own)
+    assert kept == sorted(p_values)[: len(kept)] and all(p <= 0.05 / (n - rank) for rank, p in enumerate(kept))
+    assert holm([0.03, 0.04]) == [False, False] and holm([0.02, 0.04]) == [True, True]
 
 
 def test_a_radar_closes_and_needs_three_traits():

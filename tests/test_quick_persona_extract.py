@@ -302,11 +302,10 @@ def layer(auc: float, random: float, separation: float | None, random_95: float 
     ("one", "said"),
     [
         (layer(0.89, 0.7, 2.7, 1.0), "layer 3, the best: held-out AUC 0.89 [0.79, 0.99], excellent"),
-        (layer(0.65, 0.6, 0.5, 0.3), "moderate"),
-        (
-            layer(1.0, 1.0, 6.0, 4.0),
-            "means little: the two sides differ in many directions. Separation tells more: 6.0",
-        ),
+        (layer(0.65, 0.5, 0.5, 0.3), "[0.55, 0.75], moderate"),
+        (layer(0.65, 0.6, 0.5, 0.3), "(moderate) means little"),  # the interval reaches down to random directions
+        (layer(1.0, 0.99, 6.0, 4.0), "(excellent) means little. Separation tells more: 6.0"),
+        (layer(1.0, 1.0, 6.0, 4.0), "(excellent) means little. Separation tells more: 6.0"),
         (
             layer(0.75, 0.8, 0.6, 0.9),
             "(good) means nothing: the vector separates no better than a random direction may",
