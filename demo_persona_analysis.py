@@ -144,17 +144,15 @@ def extract(asked: Asked, models: Sequence[str], traits: Sequence[str]) -> list[
 
 def compare(asked: Asked, *, page: bool) -> None:
     """Prints and writes what the extractions in the folder say of one another."""
-    from dataclasses import asdict
-
     from eval.quick_compare import comparisons, read_folder
     from eval.quick_compare_report import lines, write_comparison, write_report
 
     found = read_folder(asked.save_dir)
     compared = comparisons(found)
     print("\n" + "\n".join(lines(found, compared)))
-    written = [write_comparison(asked.save_dir, found, asdict(asked))]
+    written = [write_comparison(asked.save_dir, found)]
     if page:
-        written.append(write_report(asked.save_dir, found, compared, asdict(asked)))
+        written.append(write_report(asked.save_dir, found, compared))
     print("\nsaved " + ", ".join(str(path) for path in written))
 
 

@@ -58,16 +58,27 @@ def _some(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def write_comparison(save_dir: str | Path, found: Sequence[Extracted], settings: dict[str, Any]) -> Path:
+def write_comparison(save_dir: str | Path, found: Sequence[Extracted]) -> Path:
     """`<save_dir>/comparison.csv`, with its sidecar."""
     path = write_csv_atomic(table(found), Path(save_dir) / "comparison.csv")
-    write_sidecar(path, {"kind": "quick extractions compared", "how": HOW, "arguments": settings})
+    write_sidecar(path, {"kind": "quick extractions compared", "how": HOW, **made(found)})
     return path
 
 
-def write_report(
-    save_dir: str | Path, found: Sequence[Extracted], compared: Sequence[Cosines], settings: dict[str, Any]
-) -> Path:
+def made(found: Sequence[Extracted]) -> dict[str, Any]:
+    """How the extractions were made, by their sidecars: the arguments that all share, and those of each alone."""
+    own = {f"{one.trait} of {one.model}": dict(one.file.sidecar.get("arguments", {})) for one in found}
+    first, *others = own.values()
+    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    shared = {name: value for name, value in shared.items() if value is not None}
+    differing = {
+        key: {name: value for name, value in arguments.items() if name not in shared and value is not None}
+        for key, arguments in own.items()
+    }
+    return {"of all": shared, **differing}
+
+
+def write_report(save_dir: str | Path, found: Sequence[Extracted], compared: Sequence[Cosines]) -> Path:
     """`<save_dir>/report.html`: the table, and cosines as heatmaps."""
     columns = ["model", "trait", "layer", "AUC [95%]", "random", "separation", "random", "split-half", "p", "band"]
     cells = [_cells(one.table_row()) for one in found]
@@ -86,7 +97,7 @@ def write_report(
         commands=[
             f"each direction's own page: {one.path.name.replace('_vectors.npz', '_analysis.html')}" for one in found
         ],
-        settings=settings,
+        settings=made(found),
         interactive=True,
     )
     return write(page, Path(save_dir) / "report.html")

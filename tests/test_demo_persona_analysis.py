@@ -45,6 +45,15 @@ def test_a_batch_goes_on_after_a_failure_and_is_compared(folder: Path):
     assert "Best layers" in page and "heatmap" in page and "http://" not in page.split("plotly", 1)[0]
 
 
+def test_how_it_was_made_is_of_the_extractions_not_of_the_menus_defaults(folder: Path, capsys):
+    """A later comparison without the flags of the extractions once listed its own defaults."""
+    assert cli.run(demo_persona_analysis.main, ["--option", "4", "--save_dir", str(folder)]) == 0, capsys.readouterr()
+    told = json.loads((folder / "comparison.csv.json").read_text())
+    assert told["of all"]["max_tokens"] == 12 and told["of all"]["n_samples"] == 2 and "arguments" not in told
+    page = (folder / "report.html").read_text(encoding="utf-8").split("How it was made")[-1]
+    assert "of all.max_tokens" in page and "neuroticism" not in page
+
+
 def test_cosines_are_those_of_the_vectors(folder: Path):
     found = read_folder(folder)
     [one] = comparisons(found)  # one model, so no trait has two
