@@ -101,8 +101,8 @@ def main(
     run(Asked(**locals()))
 
 
-def run(asked: Asked, engine: Engine | None = None) -> Calibration:
-    """Checks, calibrates, prints the tables, writes the sidecar's entry and the figure, and says where.
+def run(asked: Asked, engine: Engine | None = None) -> tuple[Calibration, Work]:
+    """(what was found, of what) after the tables are printed, and the sidecar's entry and the figure written.
 
     Args:
         engine: one that is there already, of the same model.
@@ -122,7 +122,7 @@ def run(asked: Asked, engine: Engine | None = None) -> Calibration:
         found = calibrate(work, lambda line: print(line, flush=True))
     print("\n" + "\n".join(lines(found, work)))
     print("\n" + "\n".join(write(asked, found, work)))
-    return found
+    return found, work
 
 
 def prepare(asked: Asked, engine: Engine, store: Store) -> Work:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from eval.analysis_page import Section
 from eval.calibration_bounds import LEAST, LayerRange
 from eval.calibration_confirm import LEAST_EFFECT, N_RANDOM, Calibration, Point
 from eval.calibration_measure import PERCENTILE, Work
@@ -32,23 +33,33 @@ KEY = "calibration"
 
 def lines(found: Calibration, work: Work) -> list[str]:
     """The ranges, what was confirmed beside its controls, and the coefficient to start with."""
-    limits = work.limits
-    what = (
-        f"mean coherence >= {limits.min_coherence:g}"
-        if limits.criterion == "coherence"
-        else f"p{PERCENTILE:g} token KL <= {limits.max_kl:g} nat"
-    )
-    n = len(work.questions)
+    n, limit = len(work.questions), _limit(work)
     told = [
-        f"{work.trait}: coefficients with {what}, on {n} questions (in brackets: of the mean residual norm)",
+        f"{work.trait}: coefficients with {limit}, on {n} questions (in brackets: of the mean residual norm)",
         f"{'layer':>5}  {'range of coefficients':>24}  {'residual norms':>16}  {'trait there':>11}",
         *(_range_line(one) for one in found.ranges),
     ]
-    if found.chosen is None:
-        return [*told, f"no layer: even {LEAST:g} residual norms along the vector cross the limit"]
     if found.points:
         told += ["", *_confirmed(found, work)]
-    return [*told, "", *_verdict(found, work, what)]
+    return [*told, "", *verdict(found, work)]
+
+
+def section(found: Calibration, work: Work, figure: Path) -> Section:
+    """The verdict and the confirming table on the page of another command."""
+    cells = []
+    for point in own_points(found):
+        beside = [_beside(found, point, name) or "-" for name in ("trait", "coherence")]
+        cells.append([f"{point.coef:.4g}", point.trait.text(), point.coherence.text(), *beside])
+    drawn = [f"Figure: {figure.name}."] if found.points else []
+    columns = ["coefficient", f"{work.trait} [95%]", "coherence [95%]", f"random: {work.trait}", "random: coherence"]
+    sentences = [*(f"{line}." for line in verdict(found, work)), *drawn]
+    return Section("Calibration", sentences=sentences, columns=columns if cells else (), cells=cells)
+
+
+def _limit(work: Work) -> str:
+    if work.limits.criterion == "coherence":
+        return f"mean coherence >= {work.limits.min_coherence:g}"
+    return f"p{PERCENTILE:g} token KL <= {work.limits.max_kl:g} nat"
 
 
 def _range_line(one: LayerRange) -> str:
@@ -62,9 +73,8 @@ def _confirmed(found: Calibration, work: Work) -> Iterator[str]:
     yield f"layer {found.layer} on the other {len(work.confirming)} questions; means, with 95% intervals by question"
     yield f"{'coef':>7}  {work.trait:>20}  {'coherence':>20}   {N_RANDOM} random directions: {work.trait}, coherence"
     for point in own_points(found):
-        random = [other for other in found.points if other.control and other.coef == point.coef]
-        beside = ", ".join(_spread([getattr(other, name).mean for other in random]) for name in ("trait", "coherence"))
-        yield f"{point.coef:>7.3g}  {point.trait.text():>20}  {point.coherence.text():>20}   {beside if random else ''}"
+        beside = ", ".join(filter(None, (_beside(found, point, name) for name in ("trait", "coherence"))))
+        yield f"{point.coef:>7.3g}  {point.trait.text():>20}  {point.coherence.text():>20}   {beside}"
     yield ""
     for name, one in found.steerable.items():
         yield (
@@ -80,7 +90,10 @@ def own_points(found: Calibration) -> list[Point]:
     return sorted((point for point in found.points if not point.control), key=lambda point: point.coef)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _beside(found: Calibration, point: Point, name: Literal["trait", "coherence"]) -> str:
+    """Mean, lowest and highest of the random directions at the point's coefficient; "" at 0."""
+    random = [other for other in found.points if other.control and other.coef == point.coef]
+    values = [getattr(other, name).mean for other in random]
     return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else ""
 
 
@@ -96,11 +109,17 @@ def _crosstalk(found: Calibration) -> Iterator[str]:
     yield f"crosstalk at {coef:g}, shift of other traits: {', '.join(told)}"
 
 
-def _verdict(found: Calibration, work: Work, what: str) -> Iterator[str]:
-    assert found.chosen is not None
-    (low, high), (first, last) = found.range, found.chosen.range
+def verdict(found: Calibration, work: Work) -> list[str]:
+    """What range is confirmed, which coefficient is kept, and why, or that none is."""
+    if found.chosen is None:
+        return [f"no layer: even {LEAST:g} residual norms along the vector cross the limit"]
+    return list(_verdict(found, found.chosen, work))
+
+
+def _verdict(found: Calibration, chosen: LayerRange, work: Work) -> Iterator[str]:
+    (low, high), (first, last) = found.range, chosen.range
     n = len(work.confirming)
-    told = f"on the {n} confirming questions {what} at every coefficient tried from {low:.4g} to {high:.4g}"
+    told = f"on the {n} confirming questions {_limit(work)} at every coefficient tried from {low:.4g} to {high:.4g}"
     found_first = "" if (low, high) == (first, last) else f" (the others had found {first:.4g} to {last:.4g})"
     yield f"range: {told}{found_first}"
     if found.coef is None:
@@ -108,9 +127,9 @@ def _verdict(found: Calibration, work: Work, what: str) -> Iterator[str]:
         yield f"no coefficient is kept: none above 0 is confirmed{effect}"
         yield from (_effect_line(found, work, coef) for coef in found.effects if coef <= high)
         return
-    size = found.coef * found.chosen.vector_norm / found.chosen.norm
+    size = found.coef * chosen.vector_norm / chosen.norm
     yield (
-        f"kept: layer {found.layer}, coefficient {found.coef:g}, which adds {size:.2f} of {found.chosen.norm:.3g}, the "
+        f"kept: layer {found.layer}, coefficient {found.coef:g}, which adds {size:.2f} of {chosen.norm:.3g}, the "
         "mean norm of the prompts' tokens there (a steering receipt counts the tokens that are steered)"
     )
     if found.kl is not None:
@@ -199,11 +218,16 @@ def write(asked: Asked, found: Calibration, work: Work) -> list[str]:
     write_json_atomic(sidecar_path(path), {**read_sidecar(path), KEY: {**told, **provenance()}})
     said = [f"written into {sidecar_path(path)} under {KEY}"]
     if found.points:
-        png = path.with_name(f"{path.stem}_calibration.png")
+        png = figure_path(path)
         write_bytes_atomic(png, plots.png_bytes(_figure(found, work)))
         write_sidecar(png, {"kind": "figure of a calibration", "vector": str(path), KEY: told})
         said.append(f"figure: {png}")
     return said
+
+
+def figure_path(vector_file: Path) -> Path:
+    """Where the figure of a vector file's calibration stands."""
+    return vector_file.with_name(f"{vector_file.stem}_calibration.png")
 
 
 def _figure(found: Calibration, work: Work) -> Figure:

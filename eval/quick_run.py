@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval import calibrate, quick_methods, quick_steering
+from eval import calibrate, calibration_report, quick_methods, quick_steering
 from eval.analysis_page import Section
 from eval.quick_extract import Asked, Plan, Reading, plan, read_traits
 from eval.quick_figures import write_figures
@@ -34,9 +34,9 @@ def run(asked: Asked) -> dict[str, Separations]:
     found = {}
     for number, one in enumerate(readings):
         try:
-            found[one.name] = _report(asked, work, readings, number, names)
+            found[one.name], sections = _report(asked, work, readings, number, names)
             if asked.calibrate:
-                _calibrate(asked, work, one)
+                write_figures(asked, one, found[one.name], [*sections, _calibrate(asked, work, one)])
         except ValueError as error:  # the other traits' answers are there
             failures.append(f"{one.name}: {error}")
     if failures:
@@ -44,8 +44,10 @@ def run(asked: Asked) -> dict[str, Separations]:
     return found
 
 
-def _report(asked: Asked, work: Plan, readings: Sequence[Reading], number: int, names: list[str]) -> Separations:
-    """One trait's part."""
+def _report(
+    asked: Asked, work: Plan, readings: Sequence[Reading], number: int, names: list[str]
+) -> tuple[Separations, list[Section]]:
+    """One trait's part, without its calibration: what was found, and sections of the page."""
     reading = readings[number]
     found = separations(reading.pos, reading.neg, reading.questions, work.layers, seed=asked.seed)
     said = [head(reading, found), *layer_lines(found), *(f"- {text}" for text in sentences(found))]
@@ -58,17 +60,18 @@ def _report(asked: Asked, work: Plan, readings: Sequence[Reading], number: int, 
         written += more
     written += write_figures(asked, reading, found, sections)
     print("saved " + ", ".join(str(path) for path in written), flush=True)
-    return found
+    return found, sections
 
 
-def _calibrate(asked: Asked, work: Plan, reading: Reading) -> None:
-    """The vectors' ranges of coefficients, found and written by the command that does just this."""
+def _calibrate(asked: Asked, work: Plan, reading: Reading) -> Section:
+    """The vectors' ranges of coefficients, found and written by the command that does just this, for the page."""
     base = reading.plan.base
     print(f"\ncalibrating {reading.name}", flush=True)
-    calibrate.run(
+    vectors = base.with_name(f"{base.name}_vectors.npz")
+    found = calibrate.run(
         calibrate.Asked(
             model=asked.model_name,
-            vector_file=str(base.with_name(f"{base.name}_vectors.npz")),
+            vector_file=str(vectors),
             trait=reading.plan.given,
             judge_model=asked.judge_model,
             layers=[layer for layer in work.layers if layer] if len(work.layers) <= 8 else None,
@@ -77,6 +80,7 @@ def _calibrate(asked: Asked, work: Plan, reading: Reading) -> None:
         ),
         work.engine,
     )
+    return calibration_report.section(*found, calibration_report.figure_path(vectors))
 
 
 def _compare(

@@ -173,7 +173,10 @@ def test_a_judge_keeps_the_pairs_that_show_the_trait_and_compares_what_direction
     monkeypatch.setattr("eval.quick_steering.N_PER_QUESTION", 1)
     argv = ["--model_name", tiny_persona, "--trait", str(few), "--layers", "3", "--n_samples", "3"]
     argv += ["--judge_model", tiny_persona, "--max_tokens", "32", "--save_dir", str(tmp_path)]
-    argv += ["--methods", "mean_diff", "lda", "--compare_steering", "--coefs", "1.5"]
+    argv += ["--methods", "mean_diff", "lda", "--compare_steering", "--coefs", "1.5", "--calibrate"]
+    monkeypatch.setattr("eval.calibrate.CROSSTALK", ())
+    monkeypatch.setattr("eval.calibration_confirm.SHARES", (1.0,))
+    monkeypatch.setattr("eval.calibration_bounds.MOST", 0.5)
     code, out, err = run(capsys, *argv)
     assert code == 0, err
     assert "kept by the judge" in out and "no judge" not in out and "Best layer" not in out  # one layer is no choice
@@ -186,6 +189,8 @@ def test_a_judge_keeps_the_pairs_that_show_the_trait_and_compares_what_direction
     assert "best of random" in out and "3 of the questions also made the directions" in out
     (page,) = tmp_path.glob("*_analysis.html")
     assert "Which direction steers" in page.read_text()
+    assert "Calibration</h2>" in page.read_text() and "vectors_calibration.png" in page.read_text()
+    assert str(sidecar["calibration"]["confirmed"][-1]["coef"])[:4] in page.read_text()
 
 
 def test_a_judge_that_keeps_nothing_is_an_error_with_the_counts(capsys, tmp_path, tiny_persona):
