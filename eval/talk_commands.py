@@ -125,9 +125,10 @@ def _save(desk: Desk, rest: str) -> list[str]:
     path = Path(rest).expanduser()
     if path.exists() and path.resolve() not in desk.written:
         raise ValueError(f"{path} exists and is not of this session; give another name")
+    made = [] if path.parent.exists() else [f"made folder {path.parent}"]
     save(desk.session, path)
     desk.written.add(path.resolve())
-    return [f"saved {path}"]
+    return [*made, f"saved {path}"]
 
 
 def _prompts(desk: Desk, rest: str) -> Reply:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.analysis_page import Page, Section, plotly_panel, write
 from eval.page import visible
-from eval.quick_figures import HIGH, LOW, auc_plotly, columns, separation_plotly
+from eval.quick_figures import auc_plotly, columns, separation_plotly
 from eval.quick_report import table_cells
 from eval.results_figures import Figure
 from eval.trait_profile import Profile
@@ -83,7 +83,7 @@ def _analysis_png(vectors: ItemVectors) -> Png:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     groups = projections(vectors, layers[0] if best is None else best.layer)
     edges = np.histogram_bin_edges(np.concatenate([values.numpy() for values in groups.values()]), 24).tolist()
-    for (name, values), color in zip(groups.items(), (LOW, HIGH), strict=True):
+    for (name, values), color in zip(groups.items(), plots.SERIES, strict=False):  # as on the page
         axes[2].hist(values.numpy(), edges, color=color, alpha=0.5, label=f"{name} responses")
     axes[2].set(xlabel="projection", title=f"layer {layers[0] if best is None else best.layer}, in sample")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")

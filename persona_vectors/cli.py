@@ -58,7 +58,7 @@ def _run(fn: Callable[..., Any], argv: list[str], aliases: Aliases) -> int:
         print(f"unfinished: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("\n" * sys.stderr.isatty() + "interrupted", file=sys.stderr)  # a progress bar ends mid-line
         return 130
     return 0
 

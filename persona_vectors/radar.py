@@ -54,6 +54,7 @@ def radar_plotly(names: Sequence[str], outlines: Sequence[Outline]) -> go.Figure
                 hovertemplate="%{theta}: %{r:.2f}",
             )
         )
+    side = 15 + 7 * max(map(len, names))  # the names stand beside the circle, and Plotly makes no room for them
     axis = {"gridcolor": GRID, "linecolor": GRID}
     radial = {**axis, "range": [0, 1], "tickvals": [0.25, 0.5, 0.75], "angle": 90, "tickangle": 90}
     angular = {**axis, "direction": "clockwise", "rotation": 90}
@@ -65,7 +66,7 @@ def radar_plotly(names: Sequence[str], outlines: Sequence[Outline]) -> go.Figure
             font={"color": INK, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', sans-serif"},
             polar={"bgcolor": "rgba(0,0,0,0)", "radialaxis": radial, "angularaxis": angular},
             legend={"orientation": "h", "x": 0, "y": -0.08, "yanchor": "top"},
-            margin={"l": 80, "r": 80, "t": 30, "b": 30},
+            margin={"l": side, "r": side, "t": 30, "b": 30},
             height=520,
             dragmode=False,
         ),

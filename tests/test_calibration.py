@@ -266,3 +266,11 @@ def test_a_vector_of_another_width_is_refused(capsys, tmp_path: Path):
     path = write_vectors(tmp_path / "x.pt", torch.randn(5, 8), {})
     code, out = _run(capsys, "--vector_file", str(path), "--trait", "evil")
     assert code == 2 and "width 8" in out
+
+
+def test_a_layer_that_the_file_does_not_have_is_named(capsys, tmp_path: Path):
+    vectors = torch.randn(5, 256)
+    vectors[2] = 0
+    path = write_vectors(tmp_path / "x.pt", vectors, {})
+    code, out = _run(capsys, "--vector_file", str(path), "--trait", "evil", "--layers", "2", "3")
+    assert code == 2 and "has no vector at layer 2; it has layers 0, 1, 3, 4" in out

@@ -172,7 +172,7 @@ def test_a_users_error_is_one_line(error, line, capsys):
     assert err.startswith("Traceback") and err.endswith(line) and "in fails" in err
 
 
-def test_a_bug_keeps_its_traceback_and_ctrl_c_is_one_line(capsys):
+def test_a_bug_keeps_its_traceback_and_ctrl_c_is_one_line(capsys, monkeypatch):
     def buggy():
         raise KeyError("x")
 
@@ -183,6 +183,9 @@ def test_a_bug_keeps_its_traceback_and_ctrl_c_is_one_line(capsys):
         cli.run(buggy, [])
     assert cli.run(interrupted, []) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.run(interrupted, []) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"  # not at the end of a progress bar
 
 
 def test_debug_belongs_to_a_command_that_declares_it():

@@ -245,6 +245,8 @@ def test_a_radar_closes_and_needs_three_traits():
     names, one = ["a", "b", "c"], Outline("x", [0.1, 0.2, 0.3], "#2b83c6")
     trace = radar_plotly(names, [one]).data[1]  # the first is the ring at 0.5
     assert list(trace.r) == [0.1, 0.2, 0.3, 0.1] and list(trace.theta) == ["a", "b", "c", "a"]
+    long = radar_plotly([*names, "conscientiousness"], [Outline("x", [0.1, 0.2, 0.3, 0.4], "#2b83c6")])
+    assert long.layout.margin.l == long.layout.margin.r > 17 * 7  # the name's letters, which were clipped
     assert len(radar_png([("t", names, [one]), ("u", names, [one])]).axes) == 2
     with pytest.raises(ValueError, match="three traits or more; got a, b"):
         radar_plotly(names[:2], [one])

@@ -266,6 +266,7 @@ def test_commands_change_what_they_name(desk, folder, tmp_path):
     assert "/prompts N asks one:\n1. " in says("/prompts") and run_command(desk, "/prompts 1").ask == desk.examples[0]
     assert f"1. you: {HELLO}" in says("/history") and "1 turn so far" in says("/status")
     assert says("/keep -1") and desk.session.turns[0].kept == -1.0
+    assert "made folder" in says(f"/save {tmp_path / 'new' / 'a.json'}")
     assert "saved" in says(f"/save {tmp_path / 'a b.json'}") and "saved" in says(f"/save {tmp_path / 'a b.json'}")
     assert "turns left: 0" in says("/undo")
     desk.session.ask(HELLO)
