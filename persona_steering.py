@@ -49,7 +49,8 @@ def main(
 
     Without --interactive or --ui the prompts are asked at every strength, as one job, and the answers stand side by
     side in a table and in a CSV. `strength * vector` is added at the layer; the vector keeps its length. What is really
-    added is measured before the first steered answer (a steering receipt).
+    added is measured before the first steered answer (a steering receipt). The CSV of a run with other settings is
+    replaced, which is said; another command's file is not.
 
     The layer is the one asked for, else the best one of --analysis_file, else the one that `python -m eval.calibrate`
     wrote beside the vector, else the best one of the _analysis.json beside it, else the middle one of the file.

@@ -40,11 +40,14 @@ def main(
     "high") and once against it (neg, "low"). The vector is the difference of the mean activations of both sides over
     the answers' tokens. AUC and separation are of questions that did not make the direction; beside them stand random
     directions, labels that mean nothing, and the in-sample AUC, which is circular. Bands are applied to the held-out
-    AUC: excellent above 0.8, good above 0.7, moderate above 0.6, poor below.
+    AUC: excellent above 0.8, good above 0.7, moderate above 0.6, poor below; one counts where the AUC's whole interval
+    lies above the 95th percentile of random directions.
 
     Writes <save_dir>/<model with / as _>_<trait>_vectors.npz (layer_<L>_vector, layer_<L>_vector_norm), _vectors.json
     (how they were made), _analysis.json (per layer; auc is the held-out one), _analysis.png, _analysis.html and
-    _answers.csv. Answers and scores come from the store, so the same command again samples nothing.
+    _answers.csv; with --methods _methods.csv and the vectors of each, with --compare_steering _methods_steering.csv and
+    _methods_steering_answers.csv. Answers and scores come from the store, so the same command again samples nothing,
+    and leaves a calibration of the same vectors in place.
 
     Args:
         model_name: chat model: hub id, model folder, adapter folder, or training folder (its latest checkpoint).
