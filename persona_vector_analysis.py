@@ -39,9 +39,9 @@ def main(
 
     Vectors are mean activations of the high responses less those of the low ones, each read as the answer to its
     question; how well each layer parts them is told on items that did not make the direction. The score of a trait is
-    P(high): what its two high options get of the probability of all four, 0.5 being chance. Every item is asked in four
-    orders, so that the pull of a place cancels. Likelihoods go by way of the store: the same command again goes on
-    where it was interrupted.
+    P(high): what its two high options get of the probability of all four, 0.5 being chance. Scored by letter or text,
+    every item is asked in four orders, so that the pull of a place cancels; open shows no options. Likelihoods go by
+    way of the store: the same command again goes on where it was interrupted.
 
     Writes persona_vectors_<trait>.npz, analysis_results_<trait>.json, persona_vector_analysis_<trait>.png and .html,
     trait_scores_<trait>.csv and _items.csv; with --profile personality_profile.csv, _items.csv, .png and .html instead

@@ -66,13 +66,14 @@ def main(
     """Find a vector's layer and the range of coefficients that keeps answers coherent, and write it into its sidecar.
 
     Half of the trait's eval questions find the range of every layer by bisection, along the vector and against it, and
-    the layer whose largest coefficient shows most of the trait. The other half confirm it: coherence and trait at 1/2,
-    5/8, 3/4, 7/8 and all of both ends, beside random directions of the same norm, how steerable single samples are, how
-    many move the wrong way, and what other traits' judges say of the same answers. The range that is written down is
-    the part around 0 in which all of these hold, and the coefficient that is kept is the largest in it with an effect:
-    the trait is higher than unsteered and than with each random direction, the 95% intervals by question above 1 point.
-    Where there is none, none is kept. Coherence is a mean over questions: single answers may lie below. It need not
-    fall steadily, as bisection assumes, so that coefficients between those that were tried may lie below, too.
+    the layer whose largest coefficient shows most of the trait. The other half confirm it (41 settings): coherence and
+    trait at 1/2, 5/8, 3/4, 7/8 and all of both ends, beside random directions of the same norm, how steerable single
+    samples are, how many move the wrong way, and what other traits' judges say of the same answers. The range that is
+    written down is the part around 0 in which all of these hold, and the coefficient that is kept is the largest in it
+    with an effect: the trait is higher than unsteered and than with each random direction, the 95% intervals by
+    question above 1 point. Where there is none, none is kept. Coherence is a mean over questions: single answers may
+    lie below. It need not fall steadily, as bisection assumes, so that coefficients between those that were tried may
+    lie below, too.
 
     The sidecar's entry, under calibration, is what persona_steering.py starts with. Finished answers and scores are in
     the store, so the same command again samples nothing.
