@@ -163,11 +163,43 @@ def sidecar_path(path: str | Path) -> Path:
 
 
 def write_sidecar(path: str | Path, record: Mapping[str, Any]) -> Path:
-    """The sidecar of `path`: `record`, then `provenance()` and the file's own sha256 (of a file that exists)."""
+    """The sidecar of `path`: `record`, then `provenance()` and the file's own sha256 (of a file that exists).
+
+    Raises:
+        ValueError: as `check_sidecar`.
+    """
+    check_sidecar(path)
     hashed = {"sha256": sha256_of_file(path)} if Path(path).is_file() else {}
     return write_json_atomic(
         sidecar_path(path), {**record, "file": {"name": Path(path).name, **hashed}, **provenance()}
     )
+
+
+def check_sidecar(path: str | Path) -> None:
+    """Returns if a sidecar of `path` may be written: there is none yet, or what is there is one.
+
+    For a file that is about to be written, since `m.pt` has its sidecar where somebody's `m.json` may stand.
+
+    Raises:
+        ValueError: another JSON file is there, which the sidecar would replace.
+    """
+    there = read_sidecar(path)
+    added = any(isinstance(value, dict) and "created" in value for value in there.values())  # to a file without one
+    if there and "file" not in there and not added:
+        raise ValueError(
+            f"{sidecar_path(path)} is no sidecar, and that of {Path(path).name} would replace it; give {path} another "
+            "name, or move that file away"
+        )
+
+
+def is_as_recorded(path: str | Path) -> bool:
+    """Whether the file is there and is the one its sidecar was written for, by its sha256.
+
+    It is not where a run was killed between the two, or where the file was changed since.
+    """
+    file = read_sidecar(path).get("file")
+    recorded = file.get("sha256") if isinstance(file, dict) else None
+    return Path(path).is_file() and recorded == sha256_of_file(path)
 
 
 def append_to_sidecar(path: str | Path, key: str, entry: Mapping[str, Any]) -> Path:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_vectors.files import check_output_path, write_bytes_atomic, write_json_atomic, write_sidecar
+from persona_vectors.files import check_output_path, check_sidecar, write_bytes_atomic, write_json_atomic, write_sidecar
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,9 +34,11 @@ def save_responses(
     """The path, now a JSON object, `json.dumps([persona, question])` to answer; the sidecar has counts and `record`.
 
     Raises:
-        ValueError: nothing to write, or an answer that is no text.
+        ValueError: nothing to write, an answer that is no text, or a JSON file of something else where the sidecar
+            goes.
     """
     path = check_output_path(filepath, [".json"])
+    check_sidecar(path)
     if not responses:
         raise ValueError(f"there are no responses to write to {path}")
     if bad := [place for place, text in responses.items() if not isinstance(text, str)]:
@@ -92,11 +93,13 @@ def save_persona_vectors(
     """The path, now a dict persona -> float32 (d_model,), with a `.json` beside it: names, norms and `record`.
 
     Raises:
-        ValueError: no vectors, vectors of different shapes, or NaN; nothing is written.
+        ValueError: no vectors, vectors of different shapes, or NaN, or a JSON file of something else (such as answers)
+            where the sidecar goes; nothing is written.
     """
     import torch
 
     path = check_output_path(filepath, [".pt"])
+    check_sidecar(path)
     _check_vectors(persona_vectors, str(path))
     content = io.BytesIO()  # in memory first: torch reports a full disk as a RuntimeError of its own
     torch.save({name: v.detach().cpu().float().contiguous().clone() for name, v in persona_vectors.items()}, content)
@@ -115,14 +118,13 @@ def load_persona_vectors(filepath: str | Path) -> dict[str, Float[Tensor, " d_mo
     """
     import torch
 
+    from persona_vectors.vectors import load_plain
+
     path = Path(filepath)
     if not path.is_file():
         raise ValueError(f"there is no file {path} of persona vectors; make one with python example.py")
     expected = "expected a dict, persona to tensor (d_model,)"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
-        raise ValueError(f"{path} is no file of plain tensors (nothing in it was executed); {expected}") from None
+    content = load_plain(path, expected)
     if not isinstance(content, dict) or not all(isinstance(vector, torch.Tensor) for vector in content.values()):
         raise ValueError(f"{path} holds a {type(content).__name__}; {expected}")
     _check_vectors(content, str(path))
@@ -135,6 +137,11 @@ def _check_vectors(vectors: Mapping[str, Tensor], where: str) -> None:
     shapes = {tuple(vector.shape) for vector in vectors.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise ValueError(f"{where}: vectors have shapes {sorted(shapes)}; expected one width, (d_model,) each")
+    if next(iter(shapes)) == (0,):
+        raise ValueError(f"{where}: vectors have no numbers; expected (d_model,) each")
+    if other := {name: str(vector.dtype) for name, vector in vectors.items() if not vector.is_floating_point()}:
+        name, dtype = next(iter(other.items()))
+        raise ValueError(f"{where}: the vector of {name} is of {dtype}; expected floats; make the vectors again")
     bad = [name for name, vector in vectors.items() if not torch.isfinite(vector).all()]
     if bad:
         raise ValueError(f"{where}: NaN or infinite numbers in {', '.join(bad)}; make the vectors again")

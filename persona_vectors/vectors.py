@@ -22,7 +22,7 @@ from torch import Tensor
 
 from persona_vectors.activations import SPANS, Means, iter_mean_activations
 from persona_vectors.blocks import hidden_size, num_layers
-from persona_vectors.files import check_output_path, write_bytes_atomic, write_sidecar
+from persona_vectors.files import check_output_path, check_sidecar, write_bytes_atomic, write_sidecar
 from persona_vectors.pairs import Contrast, PairCounts, count_pairs, effective_pairs, parse_question_id
 from persona_vectors.tokens import TokenizedSample, tokenize_sample
 
@@ -186,7 +186,12 @@ def save_vectors(
 
 
 def write_vectors(path: Path, tensor: Float[Tensor, "layers d_model"], record: Mapping[str, Any]) -> Path:
-    """The path, now a bare float32 tensor, with a `.json` beside it: `record`, shape, layers and norms."""
+    """The path, now a bare float32 tensor, with a `.json` beside it: `record`, shape, layers and norms.
+
+    Raises:
+        ValueError: the `.json` is there and is no sidecar; nothing is written.
+    """
+    check_sidecar(path)
     content = io.BytesIO()  # in memory first: torch reports a full disk as a RuntimeError of its own
     torch.save(tensor.float().contiguous().clone(), content)
     write_bytes_atomic(path, content.getvalue())
@@ -223,7 +228,9 @@ def load_plain(path: str | Path, expected: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on other formats; the error below says it in one line
             return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE:
+    except (*_UNREADABLE, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it could not be opened, and says which; a damaged file gives an OSError without a name
         raise ValueError(f"{path} is not a plain tensor file (nothing in it was executed); {expected}") from None
 
 

@@ -202,3 +202,30 @@ def test_appending_to_a_sidecar_keeps_how_the_file_was_made(tmp_path):
     assert [entry["columns"] for entry in after["projections"]] == [["b"], ["c"]]
     assert after["seed"] == 3 and after["created"] == made["created"]
     assert after["file"]["sha256"] == files.sha256_of_file(path) != made["file"]["sha256"]
+
+
+def test_a_sidecar_never_replaces_a_file_of_something_else(tmp_path):
+    (tmp_path / "m.json").write_text('{"[\\"a\\", \\"b\\"]": "paid for"}')
+    with pytest.raises(
+        ValueError, match=r"m.json is no sidecar, and that of m.pt would replace it; give .* another name"
+    ):
+        files.write_sidecar(tmp_path / "m.pt", {})
+    assert "paid for" in (tmp_path / "m.json").read_text()
+    (tmp_path / "m.json").write_text(json.dumps({"calibration": {"size": 1, **files.provenance()}}))
+    files.write_sidecar(tmp_path / "m.pt", {"seed": 0})
+    files.write_sidecar(tmp_path / "m.pt", {"seed": 1})
+    assert files.read_sidecar(tmp_path / "m.pt")["seed"] == 1
+
+
+def test_a_file_that_its_sidecar_was_not_written_for(tmp_path):
+    path = tmp_path / "x.csv"
+    assert not files.is_as_recorded(path)
+    path.write_text("a")
+    assert not files.is_as_recorded(path)
+    files.write_sidecar(path, {})
+    assert files.is_as_recorded(path)
+    path.write_text("b")
+    assert not files.is_as_recorded(path)
+    for other in ('{"file": "x"}', '{"file": null}', "{}"):
+        files.sidecar_path(path).write_text(other)
+        assert not files.is_as_recorded(path)

@@ -66,9 +66,43 @@ def test_vectors_come_back_with_a_sidecar(tmp_path):
         ({"a": torch.ones(3), "b": torch.ones(4)}, r"shapes \[\(3,\), \(4,\)\]"),
         ({"a": torch.full((3,), float("nan"))}, "NaN or infinite numbers in a"),
         ({"a": Path("x")}, "nothing in it was executed"),
+        ({"a": "x"}, "holds a dict; expected"),
+        ({"a": torch.ones(3, dtype=torch.int64)}, "the vector of a is of torch.int64; expected floats"),
+        ({"a": torch.ones(3, dtype=torch.bool)}, "of torch.bool; expected floats"),
+        ({"a": torch.ones(0)}, "have no numbers"),
     ],
 )
 def test_vectors_that_are_none(content, said, tmp_path):
     torch.save(content, tmp_path / "v.pt")
     with pytest.raises(ValueError, match=said):
         load_persona_vectors(tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 200, -30])
+def test_a_damaged_file_is_named(cut, tmp_path):
+    path = save_persona_vectors({"a": torch.ones(64)}, tmp_path / "v.pt")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="v.pt is not a plain tensor file"):
+        load_persona_vectors(path)
+
+
+@given(position=st.integers(0, 1500), byte=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_file_with_a_wrong_byte_is_read_or_named(position, byte, tmp_path_factory):
+    path = save_persona_vectors({"a": torch.ones(64)}, tmp_path_factory.mktemp("damaged") / "v.pt")
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] = byte
+    path.write_bytes(content)
+    try:
+        assert load_persona_vectors(path)["a"].shape == (64,)
+    except ValueError as error:
+        assert str(path) in str(error)
+    except KeyError as error:
+        assert error.args == ("a",), "another name is a whole file too"
+
+
+def test_vectors_beside_answers_of_the_same_name_do_not_replace_them(tmp_path):
+    answers = save_responses({("a", "b"): "paid for"}, tmp_path / "m.json")
+    with pytest.raises(ValueError, match="m.json is no sidecar"):
+        save_persona_vectors({"a": torch.ones(3)}, tmp_path / "m.pt")
+    assert load_responses(answers) == {("a", "b"): "paid for"} and not (tmp_path / "m.pt").exists()
