@@ -9,7 +9,6 @@ bounds are left bit for bit as they are (`persona_vectors.interventions.cap`). S
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +18,27 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from persona_vectors.blocks import check_layer
 from persona_vectors.drift import project_tokens
-from persona_vectors.files import sha256_of_file, write_bytes_atomic, write_json_atomic, write_sidecar
+from persona_vectors.files import (
+    append_to_sidecar,
+    read_sidecar,
+    sha256_of_file,
+    sidecar_path,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_sidecar,
+)
 from persona_vectors.interventions import check_bounds, check_positions
 from persona_vectors.models import fingerprint, load_config
 from persona_vectors.tokens import TokenizedSample
+from persona_vectors.traits import read_json
 from persona_vectors.vectors import load_vector
+from persona_vectors.vllm_spec import Spec, parse_spec
 
 FORMAT = "persona-cap/1"
-_CAP_KEYS = ("name", "vectors", "vectors_sha256", "steering", "model", "model_fingerprint")
+CAP_FILE = "cap.json"
+_CAP_KEYS = ("name", "vectors", "vectors_sha256", "model", "model_fingerprint")
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 """Percentiles of the calibration that are written down."""
 
@@ -123,24 +134,36 @@ def save_cap(
 ) -> Path:
     """`cap.json` in the folder, with the vectors beside it (`<name>.pt`) and sidecars: all that others need.
 
-    `eval.drift --cap`, and `eval.serve --vectors FOLDER --default_steering FOLDER/cap.json`, load it.
+    `eval.drift --cap`, and `eval.serve --vectors FOLDER --default_steering FOLDER/cap.json`, load it. The vectors keep
+    the sidecar that they have where they come from, with a note that they were copied.
 
     Args:
         record: how it was calibrated (percentiles, answers).
+
+    Raises:
+        ValueError: a cap called `cap`.
     """
+    check_cap_name(cap.name)
     vectors = Path(folder) / f"{cap.name}.pt"
     if not vectors.exists() or not vectors.samefile(vector_path):
         write_bytes_atomic(vectors, Path(vector_path).read_bytes())
+        write_json_atomic(sidecar_path(vectors), read_sidecar(vector_path))  # the copy is what the original is
+        append_to_sidecar(vectors, "copied", {"from": Path(vector_path).name, "for": CAP_FILE})
     made = {"model": model_name, "model_fingerprint": fingerprint(model_name)}
     vectors_from = {"vectors": vectors.name, "vectors_sha256": sha256_of_file(vectors)}
     found = {str(layer): _described(own) for layer, own in calibration.items()}
     content = {"format": FORMAT, "name": cap.name, **made, **vectors_from}
     steering = [_step(cap, step) for step in cap.steps]
-    path = Path(folder) / "cap.json"
+    path = Path(folder) / CAP_FILE
     write_json_atomic(path, {**content, "steering": steering, "calibration": {**record, "layers": found}})
-    write_sidecar(vectors, {"kind": "vectors of a cap, as they were given", "from": Path(vector_path).name})
     write_sidecar(path, {**made, **vectors_from})
     return path
+
+
+def check_cap_name(name: str) -> None:
+    """Refuses, with a ValueError, a cap whose vectors' sidecar (`<name>.json`) would take the place of cap.json."""
+    if f"{name}.json" == CAP_FILE:
+        raise ValueError(f"vectors called {name}.pt have {CAP_FILE} as their sidecar, which is the cap itself; rename")
 
 
 def _step(cap: Cap, step: CapStep) -> dict[str, Any]:
@@ -159,32 +182,51 @@ def load_cap(path: str | Path, model_name: str) -> Cap:
     """The cap of a `cap.json`, checked against the model's config; no weights are read.
 
     Raises:
-        ValueError: another kind of file, vectors that are missing or others than those that were calibrated, or a model
-            of another shape.
+        ValueError: what `read_cap` refuses, or a model of another shape.
+    """
+    path = Path(path)
+    content, spec = read_cap(path)
+    vectors, config = path.parent / content["vectors"], load_config(model_name)
+    steps = []
+    for step in spec:
+        try:
+            check_layer(step.layer, config.num_hidden_layers, model_name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        vector = load_vector(vectors, step.layer, d_model=config.hidden_size)
+        steps.append(CapStep(step.layer, vector, step.floor, step.ceiling))
+    cap = Cap(content["name"], spec[0].positions, tuple(steps))
+    if content["model_fingerprint"] != fingerprint(model_name):
+        return replace(cap, note=f"{path} was calibrated on {content['model']}, not on {model_name} as it is now")
+    return cap
+
+
+def read_cap(path: str | Path) -> tuple[dict[str, Any], Spec]:
+    """(content, steps) of a `cap.json` whose vectors stand beside it as they were calibrated; no model is needed.
+
+    Raises:
+        ValueError: another kind of file, a step that is no cap, or vectors that are missing or others than those that
+            were calibrated.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no cap at {path}; make one with python -m eval.capping")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no cap ({FORMAT}); python -m eval.capping writes one")
-    missing = [key for key in _CAP_KEYS if not content.get(key)]
-    if missing or any(not {"layer", "positions"} <= set(step) for step in content["steering"]):
-        raise ValueError(f"{path} lacks {', '.join(missing) or 'a layer or positions'}; calibrate again")
+    if missing := [key for key in _CAP_KEYS if not content.get(key) or not isinstance(content[key], str)]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, a text; calibrate again")
+    try:
+        spec = parse_spec(content.get("steering"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; calibrate again") from None
+    odd = [step for step in spec if step.kind != "cap" or step.vector != content["name"]]
+    if odd or not spec:
+        found = f"has a step of kind {odd[0].kind} with vector {odd[0].vector}" if odd else "lacks steering"
+        raise ValueError(f"{path} {found}; expected steps of kind cap with vector {content['name']}: calibrate again")
+    if len(positions := sorted({step.positions for step in spec})) > 1:
+        raise ValueError(f"{path} caps {' and '.join(positions)} tokens; expected one of them: calibrate again")
     vectors = path.parent / content["vectors"]
     if not vectors.is_file() or sha256_of_file(vectors) != content["vectors_sha256"]:
         raise ValueError(f"{path} is calibrated for {vectors}, which is missing or was changed; calibrate again")
-    config = load_config(model_name)
-    steps = []
-    for step in content["steering"]:
-        if step["layer"] > config.num_hidden_layers:
-            raise ValueError(f"{path} caps layer {step['layer']}; {model_name} has {config.num_hidden_layers}")
-        vector = load_vector(vectors, step["layer"], d_model=config.hidden_size)
-        steps.append(CapStep(step["layer"], vector, step.get("floor"), step.get("ceiling")))
-    cap = Cap(content["name"], content["steering"][0]["positions"], tuple(steps))
-    if content["model_fingerprint"] != fingerprint(model_name):
-        return replace(cap, note=f"{path} was calibrated on {content['model']}, not on {model_name} as it is now")
-    return cap
+    return content, spec

@@ -172,15 +172,10 @@ def _format_of(path: Path, content: Any, shape: ModelShape | None) -> Format:
 
 def _own_cap(path: Path, shape: ModelShape | None) -> Source:
     """The vectors and bounds of a `cap.json` of eval.capping."""
-    from persona_vectors.capping import load_cap
-    from persona_vectors.traits import read_json
+    from persona_vectors.capping import load_cap, read_cap
 
-    told = read_json(path)
-    model_name = shape.name if shape else str(told.get("model")) if isinstance(told, dict) else ""
-    try:
-        cap = load_cap(path, model_name)
-    except _MALFORMED as error:
-        raise ValueError(f"{path} is a damaged cap: {type(error).__name__} {error}") from None
+    model_name = shape.name if shape else read_cap(path)[0]["model"]
+    cap = load_cap(path, model_name)
     vectors = {step.layer: step.vector for step in cap.steps}
     if len(vectors) < len(cap.steps):
         raise ValueError(f"{path} caps a layer twice; other tools' files hold one vector a layer")

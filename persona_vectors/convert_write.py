@@ -207,6 +207,9 @@ def _record(
 
 def _check_cap(path: Path, shape: ModelShape | None) -> None:
     """Refuses, with a ValueError, a cap whose model is not known, or one in the place of another."""
+    from persona_vectors.capping import check_cap_name
+
+    check_cap_name(path.stem)
     if shape is None:
         raise ValueError("the file caps, and a cap of ours says which model it is for: give --model_name")
     if (cap := path.parent / "cap.json").exists():
@@ -224,6 +227,4 @@ def _own_cap(
     from persona_vectors.capping import Cap, CapStep, save_cap
 
     cap = Cap(path.stem, "all", tuple(CapStep(layer, one, *bounds[layer]) for layer, one in vectors.items()))
-    written = save_cap(cap, path.parent, vector_path=path, model_name=shape.name, calibration={}, record=record)
-    write_sidecar(path, record)  # save_cap has put a shorter one in its place
-    return written
+    return save_cap(cap, path.parent, vector_path=path, model_name=shape.name, calibration={}, record=record)

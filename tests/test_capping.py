@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import read_blocks
 from persona_vectors.capping import Cap, CapStep, calibrate, load_cap, make_cap, save_cap
 from persona_vectors.drift import project_tokens
+from persona_vectors.files import read_sidecar
 from persona_vectors.interventions import cap as cap_states
 from persona_vectors.personas import PersonaSet
 from persona_vectors.store import Store
@@ -122,18 +124,78 @@ def test_a_cap_whose_files_changed_is_refused(saved, tiny_persona):
     path.write_text(json.dumps(content | {"model_fingerprint": "other"}))
     assert "was calibrated on" in load_cap(path, tiny_persona).note
     path.write_text(json.dumps(content | {"steering": [content["steering"][0] | {"layer": 9}]}))
-    with pytest.raises(ValueError, match="caps layer 9"):
+    with pytest.raises(ValueError, match="cap.json: layer 9 does not exist"):
         load_cap(path, tiny_persona)
     path.write_text(json.dumps(content | {"format": "other"}))
     with pytest.raises(ValueError, match="is no cap"):
         load_cap(path, tiny_persona)
     path.write_text(json.dumps({key: value for key, value in content.items() if key != "steering"}))
-    with pytest.raises(ValueError, match="lacks steering; calibrate again"):
+    with pytest.raises(ValueError, match="lacks steering; expected steps of kind cap"):
         load_cap(path, tiny_persona)
     path.write_text(json.dumps(content))
     write_vectors(folder / "axis.pt", torch.ones(5, 256), {})
     with pytest.raises(ValueError, match="missing or was changed"):
         load_cap(path, tiny_persona)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"floor": None}, "needs a floor, a ceiling or both"),
+        ({"floor": "x"}, "has floor 'x'; expected a finite number"),
+        ({"floor": 1.0, "ceiling": 0.0}, "floor 1 is above ceiling 0"),
+        ({"kind": "add", "floor": None}, "has a step of kind add"),
+        ({"vector": "other"}, "with vector other; expected"),
+        ({"layer": 0}, "layer 0 is the embedding output"),
+        ({"layer": -1}, "layer -1 does not exist"),
+        ({"layer": True}, "needs a layer, a whole number or several; got True"),
+        ({"layer": "3"}, "needs a layer, a whole number or several; got '3'"),
+        ({"positions": "response"}, "caps all and response tokens"),
+        ({"positions": "some"}, "has positions 'some'"),
+        ([1], "must be an object with vector and layer; got int"),
+        ("x", "steering is not JSON"),
+    ],
+)
+def test_a_step_that_is_no_cap_is_refused(saved, tiny_persona, changed, message):
+    path = saved[1] / "cap.json"
+    content = json.loads(path.read_text())
+    first, *others = content["steering"]
+    steering = [first | changed, *others] if isinstance(changed, dict) else changed
+    path.write_text(json.dumps(content | {"steering": steering}))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_cap(path, tiny_persona)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["name", "vectors", "model", "model_fingerprint"])
+def test_a_cap_file_with_a_number_for_a_text_is_refused(saved, tiny_persona, key):
+    path = saved[1] / "cap.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 3}))
+    with pytest.raises(ValueError, match=f"lacks {key}, a text"):
+        load_cap(path, tiny_persona)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_the_vectors_keep_what_is_told_of_them(tmp_path, tiny_persona, elsewhere):
+    """Beside a cap the axis is still the axis: its sign, counts and controls stay, wherever the cap is written."""
+    told = {"kind": "assistant axis", "sign": "to the assistant", "n_answers": {"default": 18}, "controls": {"p": 0.01}}
+    path = write_vectors(tmp_path / "own" / "axis.pt", torch.ones(5, 256), told)
+    before = read_sidecar(path)
+    folder = tmp_path / "cap" if elsewhere else path.parent
+    cap = make_cap("axis", {3: torch.ones(256)}, {3: np.arange(9.0)}, floor_percentile=25)
+    save_cap(cap, folder, vector_path=path, model_name=tiny_persona, calibration={}, record={})
+    assert read_sidecar(path) == before
+    found = read_sidecar(folder / "axis.pt")
+    assert {key: found[key] for key in before} == before
+    assert [one["from"] for one in found.get("copied", [])] == (["axis.pt"] if elsewhere else [])
+
+
+def test_vectors_whose_sidecar_would_be_the_cap_are_refused(tmp_path, tiny_persona):
+    path = write_vectors(tmp_path / "cap.pt", torch.ones(5, 256), {})
+    cap = make_cap("cap", {3: torch.ones(256)}, {3: np.arange(9.0)}, floor_percentile=25)
+    with pytest.raises(ValueError, match="have cap.json as their sidecar"):
+        save_cap(cap, tmp_path / "out", vector_path=path, model_name=tiny_persona, calibration={}, record={})
+    assert not (tmp_path / "out").exists()
 
 
 # what a cap does

@@ -247,6 +247,9 @@ def test_a_capping_config_becomes_a_cap_of_ours_and_one_of_theirs_again(llama: s
         torch.testing.assert_close(their_cap(hidden, alone), cap(hidden, step.vector, step.floor, step.ceiling))
     with pytest.raises(ValueError, match="cap.json is there already"):
         main(str(config), str(tmp_path / "cap" / "other.pt"), "ours", model_name=llama, name="one")
+    with pytest.raises(ValueError, match="have cap.json as their sidecar"):
+        main(str(config), str(tmp_path / "new" / "cap.pt"), "ours", model_name=llama, name="layers_0:1-p0.25")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a/floor", "b/floor"), ("a/floor", "b")])
