@@ -119,7 +119,7 @@ def main(
 def _check(arguments: Mapping[str, Any]) -> Run:
     """Refuses what can be known to be wrong before any weights are read."""
     from eval.capping_measure import Run
-    from eval.capping_roles import load_script
+    from eval.capping_roles import check_setting_name, load_script
     from eval.engine_choice import settle_engine
     from eval.model_utils import load_vector_for
     from judge import check_judge
@@ -138,6 +138,7 @@ def _check(arguments: Mapping[str, Any]) -> Run:
             raise ValueError(f"--{flag} is {arguments[flag]}; expected at least {least}")
     if Path(arguments["output_dir"]).is_file():
         raise ValueError(f"--output_dir {arguments['output_dir']} is a file; give a folder")
+    check_setting_name(Path(arguments["vector_path"]).stem, arguments["n_random"])
     model, layers = arguments["model_name"], list(dict.fromkeys(arguments["layers"]))
     vectors = {layer: load_vector_for(model, arguments["vector_path"], layer) for layer in sorted(layers)}
     cast = load_personas(model, arguments["personas_path"])

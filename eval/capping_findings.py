@@ -132,19 +132,16 @@ def asked_turns(script: Sequence[str]) -> list[int]:
 
 
 def mean_slope(means: Float[np.ndarray, "conversations turns"]) -> Interval:
-    """The mean drift over conversations, with a 95% interval by conversation: change of the projection a turn."""
-    whole = means[~np.isnan(means).any(1)]
-    if not len(whole):
-        return Interval(np.nan, np.nan, np.nan, 0, 0)
-    return cluster_bootstrap_mean(slopes(whole.T), range(len(whole)))
+    """The mean drift over conversations, with a 95% interval by conversation: change of the projection a turn.
+
+    A conversation with an empty turn has no drift and is counted in `n_dropped`.
+    """
+    return cluster_bootstrap_mean(slopes(means.T), range(len(means)))
 
 
 def slope_difference(own: np.ndarray, reference: np.ndarray) -> Interval:
-    """Mean drift minus the reference's, conversation by conversation."""
-    whole = ~np.isnan(own).any(1) & ~np.isnan(reference).any(1)
-    if not whole.any():
-        return Interval(np.nan, np.nan, np.nan, 0, 0)
-    return cluster_bootstrap_mean(slopes(own[whole].T) - slopes(reference[whole].T), range(int(whole.sum())))
+    """Mean drift minus the reference's, conversation by conversation; dropped where either has an empty turn."""
+    return cluster_bootstrap_mean(slopes(own.T) - slopes(reference.T), range(len(own)))
 
 
 def unchanged(own: Mapping[Place, str], reference: Mapping[Place, str]) -> Interval:
@@ -211,6 +208,7 @@ def _row(setting: str, measure: str, value: Interval, change: Interval | None) -
     numbers = {"value": value.mean, "low": value.low, "high": value.high, "n": value.n, "n_missing": value.n_dropped}
     if change is not None and setting != UNCAPPED:
         numbers |= {"difference": change.mean, "difference_low": change.low, "difference_high": change.high}
+        numbers["n_difference"] = change.n
     kept = {name: None if isinstance(one, float) and np.isnan(one) else one for name, one in numbers.items()}
     return {"setting": setting, "measure": measure, **kept}
 

@@ -27,7 +27,7 @@ N_SHOWN = 4
 
 def write_results(study: Study, personas: Sequence[str], folder: Path, arguments: Mapping[str, Any]) -> list[str]:
     """results.csv, answers.csv, turns.csv, transcripts_<setting>.jsonl and report.html, with sidecars; the lines to be
-    printed."""
+    printed, which name transcripts of an earlier run that are still there."""
     record = {
         "settings": dict(arguments),
         "model_fingerprint": fingerprint(arguments["model_name"]),
@@ -37,12 +37,17 @@ def write_results(study: Study, personas: Sequence[str], folder: Path, arguments
     tables = {"results": rows, "answers": answer_rows(study), "turns": turn_rows(study, personas)}
     for name, table in tables.items():
         write_sidecar(write_csv_atomic(pd.DataFrame(list(table)), folder / f"{name}.csv"), record)
+    earlier = set(folder.glob("transcripts_*.jsonl"))
     for setting in study.settings:
         talks = study.roles[setting.name].talks
-        write_sidecar(write_transcripts(folder / f"transcripts_{setting.name}.jsonl", talks), record)
+        path = write_transcripts(folder / f"transcripts_{setting.name}.jsonl", talks)
+        write_sidecar(path, record)
+        earlier.discard(path)
+    left = ", ".join(sorted(path.name for path in earlier))
+    notes = [f"note: {left} in {folder} came from an earlier run; delete what is not wanted"] if left else []
     found = sentences(study, rows)
     report = write(page(study, personas, rows, found, arguments), folder / "report.html", record)
-    return [*aligned([HEADING, *cells(rows)]), "", *found, f"written to {folder}; open {report}"]
+    return [*aligned([HEADING, *cells(rows)]), "", *found, *notes, f"written to {folder}; open {report}"]
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -51,7 +56,8 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for row in rows:
         name = row["measure"]
         difference = _with_interval(row, "difference", "+") if "difference" in row else ""
-        missing = f" ({row['n_missing']} not judged)" if row["n_missing"] else ""
+        why = "with an empty turn" if name.startswith("drift") else "not judged"
+        missing = f" ({row['n_missing']} {why})" if row["n_missing"] else ""
         own = [name, row["setting"], _with_interval(row, "value", ""), difference, f"{row['n']}{missing}"]
         by_measure.setdefault(name, []).append(own)
     return [own for group in by_measure.values() for own in group]

@@ -22,8 +22,9 @@ from eval.finished_answers import Engine, answers_of
 from eval.model_utils import Added, cap_steerings
 from eval.transcripts import Transcript
 from persona_vectors.blocks import block_index
-from persona_vectors.capping import Calibration, Cap, calibrate, make_cap
-from persona_vectors.drift import project_tokens, turn_means
+from persona_vectors.capping import Calibration, Cap, calibrate, check_cap_name, make_cap
+from persona_vectors.decoding import context_length
+from persona_vectors.drift import check_room, project_tokens, turn_means
 from persona_vectors.interventions import position_mask
 from persona_vectors.personas import ASSISTANT_PERSONAS, PersonaSet
 from persona_vectors.projection import unit
@@ -56,10 +57,7 @@ class Tried:
     name: str
     cap: Cap | None = None
     added: Added = None
-
-    @property
-    def is_random(self) -> bool:
-        return self.name.startswith("random")
+    is_random: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,20 @@ class Asking:
 
 def tried(cap: Cap, controls: Sequence[Cap]) -> list[Tried]:
     """Uncapped, the cap, and the controls."""
-    return [Tried(UNCAPPED), *(Tried(one.name, one, cap_steerings(one)) for one in (cap, *controls))]
+    random = [Tried(one.name, one, cap_steerings(one), is_random=True) for one in controls]
+    return [Tried(UNCAPPED), Tried(cap.name, cap, cap_steerings(cap)), *random]
+
+
+def random_name(number: int) -> str:
+    """What the cap on random direction 1, 2, ... is called."""
+    return f"random{number}"
+
+
+def check_setting_name(name: str, n_random: int) -> None:
+    """Refuses, with a ValueError, a cap that tables and files could not tell from another setting."""
+    check_cap_name(name)
+    if name in (taken := [UNCAPPED, *map(random_name, range(1, 1 + n_random))]):
+        raise ValueError(f"a vector file called {name}.pt would be taken for another setting ({', '.join(taken)})")
 
 
 def ordinary_answers(
@@ -144,7 +155,7 @@ def calibrated_caps(
     for column in range(1 + n_random):
         own = {layer: rows[column].clone() for layer, rows in directions.items()}
         values = {layer: found[layer][:, column] for layer in found}
-        caps.append(make_cap(name if column == 0 else f"random{column}", own, values, **how))
+        caps.append(make_cap(name if column == 0 else random_name(column), own, values, **how))
     return caps[0], caps[1:], found
 
 
@@ -266,8 +277,17 @@ def capped(model: nn.Module, cap: Cap | None) -> AbstractContextManager:
 def assistant_means(
     engine: Engine, transcripts: Sequence[Transcript], *, vector: torch.Tensor, layer: int, cap: Cap | None = None
 ) -> Float[np.ndarray, "conversations turns"]:
-    """The mean projection of every assistant turn, read by the model as it is or under a cap; NaN for an empty turn."""
+    """The mean projection of every assistant turn, read by the model as it is or under a cap; NaN for an empty turn.
+
+    Raises:
+        ValueError: a conversation that is longer than the model's context; nothing is cut.
+    """
     read = [tokenize_turns(engine.tokenizer, one.messages) for one in transcripts]
+    for one, (ids, turns) in zip(transcripts, read, strict=True):
+        try:
+            check_room(ids, turns, context_length(engine.model) or len(ids))
+        except ValueError as error:
+            raise ValueError(f"{one.name}: {error}, or lower --max_tokens") from None
     with capped(engine.model, cap):
         values = project_tokens(engine.model, [ids for ids, _ in read], {layer: vector[None]})
     means = [turn_means(own, turns)[:, 0, 0].numpy() for own, (_, turns) in zip(values, read, strict=True)]

@@ -17,7 +17,6 @@ from eval.capping_roles import capped
 from eval.model_utils import load_vector_for
 from eval.text_table import aligned
 from eval.transcripts import Transcript
-from persona_vectors.blocks import check_layer
 from persona_vectors.capping import Cap
 from persona_vectors.drift import project_tokens, slope_interval, slopes, turn_means
 from persona_vectors.statistics import Interval, random_directions
@@ -122,8 +121,8 @@ def load_directions(model_name: str, paths: Sequence[str], layers: Sequence[int]
         for layer in layers:
             if layer:
                 vector = load_vector_for(model_name, path, layer)
-            else:
-                vector = load_vector(path, check_layer(layer, config.num_hidden_layers, steering=False))
+            else:  # which is read, but cannot be steered
+                vector = load_vector(path, layer, d_model=config.hidden_size)
             found.append(Direction(path, layer, vector))
     return found
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from persona_vectors.blocks import check_layer, decoder_blocks, device_of, hidden_size, model_label, unwrap
 from persona_vectors.config import PersonaVectorConfig
+from persona_vectors.decoding import context_length
 from persona_vectors.projection import unit
 from persona_vectors.span_means import reduced_pass
 from persona_vectors.statistics import Interval
@@ -82,7 +83,8 @@ def project_transcript(
     if axis.ndim == 2 and len(axis) != n_layers + 1:
         raise ValueError(f"the axis has {len(axis)} layers; {model_label(model)} has {n_layers + 1}")
     ids, turns = tokenize_turns(tokenizer, conversation, format_mode)
-    check_room(ids, turns, min(max_seq_len, context_of(model) or max_seq_len))
+    bare: Any = unwrap(model)
+    check_room(ids, turns, min(max_seq_len, context_length(bare) or max_seq_len))
     own = axis[layer] if axis.ndim == 2 else axis
     [values] = project_tokens(model, [ids], {layer: own[None]})
     tokens = values[:, 0, 0]  # (tokens,)
@@ -177,14 +179,6 @@ def turn_means(
 ) -> Float[Tensor, "turns layers vectors"]:
     """The mean over each turn's own tokens; NaN for a turn without any."""
     return torch.stack([values[turn.start : turn.end].mean(0) for turn in turns])
-
-
-def context_of(model: nn.Module) -> int | None:
-    """How many tokens the model's config says that it reads; None where it does not say."""
-    config: Any = getattr(unwrap(model), "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    return getattr(config, "max_position_embeddings", None)
 
 
 def check_room(ids: Sequence[int], turns: Sequence[Turn], limit: int) -> None:

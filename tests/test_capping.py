@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +19,24 @@ from data_generation.tiny_persona.oracle import persona_score
 from data_generation.tiny_persona.sentences import answer
 from data_generation.tiny_persona.topics import question, sample_topic
 from eval import capping as command
-from eval.capping_roles import SCRIPT, UNCAPPED, Asking, capped, check_cap, load_script, role_answers, tried
+from eval.capping_findings import mean_slope, slope_difference
+from eval.capping_page import cells
+from eval.capping_roles import (
+    SCRIPT,
+    UNCAPPED,
+    Asking,
+    assistant_means,
+    capped,
+    check_cap,
+    check_setting_name,
+    load_script,
+    role_answers,
+    tried,
+)
 from eval.finished_answers import Engine
 from eval.model_utils import Steering, cap_steerings, parts_of, steer_rows
 from eval.serve import read_default, vector_files
+from eval.transcripts import Transcript
 from persona_vectors import cli
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import read_blocks
@@ -339,6 +355,9 @@ def written(persona_axis, few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("capping")
     script = folder / "script.json"
     script.write_text(json.dumps(["{question}", "You are {role}. {question}"]))
+    (folder / "out").mkdir()
+    (folder / "out" / "transcripts_random2.jsonl").write_text("")  # of a run with more random caps
+    said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
         arguments = ["--model_name", "models/tiny-persona", "--judge_model", "models/tiny-persona"]
@@ -354,7 +373,9 @@ def written(persona_axis, few, tmp_path_factory):
             "24",
             "--oracle",
         ]
-        assert cli.run(command.main, [*arguments, "--engine", "hf", "--output_dir", str(folder / "out")]) == 0
+        with redirect_stdout(said):
+            assert cli.run(command.main, [*arguments, "--engine", "hf", "--output_dir", str(folder / "out")]) == 0
+    assert "note: transcripts_random2.jsonl in" in said.getvalue()
     return folder / "out"
 
 
@@ -440,15 +461,52 @@ def test_settings_share_random_streams(tiny_persona, few):
         (["--floor_percentile", "25", "--n_random", "-1"], "at least 0"),
         (["--floor_percentile", "25", "--limit", "3"], "--limit is for tasks"),
         (["--floor_percentile", "25", "--script", "missing.json"], "does not exist"),
+        (["--floor_percentile", "25", "--vector_path", "uncapped.pt"], "uncapped.pt would be taken for another"),
+        (["--floor_percentile", "25", "--vector_path", "random3.pt"], "random3.pt would be taken for another setting"),
+        (["--floor_percentile", "25", "--vector_path", "cap.pt"], "have cap.json as their sidecar"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line(persona_axis, tiny_persona, tmp_path, capsys, flags, message):
-    arguments = ["--model_name", tiny_persona, "--judge_model", tiny_persona, "--vector_path", persona_axis]
-    layers = [] if "--layers" in flags else ["--layers", "3"]
-    assert cli.run(command.main, [*arguments, *layers, *flags, "--output_dir", str(tmp_path / "out")]) == 2
+    arguments = ["--model_name", tiny_persona, "--judge_model", tiny_persona]
+    others = {"--vector_path": persona_axis, "--layers": "3"}
+    arguments += [text for pair in others.items() if pair[0] not in flags for text in pair]
+    assert cli.run(command.main, [*arguments, *flags, "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vector_called_after_no_setting_is_the_cap():
+    """`random_axis`, or `random4` beside three random caps, is a name like any other, and no control."""
+    cap = Cap("random_axis", "all", (CapStep(1, axes()[1], 0.0, None),))
+    for name in ("random_axis", "random4", "default"):
+        check_setting_name(name, 3)
+    settings = tried(cap, [replace(cap, name="random1")])
+    assert [(one.name, one.is_random) for one in settings] == [
+        (UNCAPPED, False),
+        ("random_axis", False),
+        ("random1", True),
+    ]
+
+
+def test_conversations_with_an_empty_turn_are_counted():
+    means = np.array([[0.0, 1, 2], [0, np.nan, 4], [1, 2, 3], [0, 3, 6]])
+    found = mean_slope(means)
+    assert (found.n, found.n_dropped, found.mean) == (3, 1, pytest.approx((1 + 1 + 3) / 3))
+    other = means[::-1].copy()
+    change = slope_difference(means, other)  # of conversations 0 and 3 alone: each pair has both
+    assert (change.n, change.n_dropped, change.mean) == (2, 2, pytest.approx(0))
+    nothing = mean_slope(np.full((2, 3), np.nan))
+    assert (nothing.n, nothing.n_dropped) == (0, 2) and np.isnan(nothing.mean)
+    row = {"setting": "a", "measure": "drift a turn, words alone", "value": 1.0, "low": None, "high": None}
+    assert cells([row | {"n": 3, "n_missing": 1}])[0][-1] == "3 (1 with an empty turn)"
+
+
+def test_a_conversation_longer_than_the_context_is_not_read(tiny_persona):
+    engine = Engine(tiny_persona)
+    talk = [{"role": "user", "content": "hello there " * 3000}, {"role": "assistant", "content": "ok"}]
+    with pytest.raises(ValueError, match=r"long: the conversation has \d+ tokens and \d+ can be read"):
+        assistant_means(engine, [Transcript("long", talk)], vector=torch.ones(256), layer=3)
 
 
 def test_scripts(tmp_path):

@@ -278,6 +278,17 @@ def test_bad_transcripts_are_one_line(tmp_path, name, text, message):
 # the command
 
 
+@pytest.mark.parametrize("layer", ["0", "3"])
+def test_a_vector_of_another_width_is_one_line_at_every_layer(tmp_path, axis_file, tiny_persona, capsys, layer):
+    narrow = write_vectors(tmp_path / "narrow.pt", torch.ones(5, 64), {})
+    (tmp_path / "talk.json").write_text(json.dumps(TALK))
+    arguments = ["--model_name", tiny_persona, "--transcripts", str(tmp_path / "talk.json"), "--layer", layer]
+    arguments += ["--vector_path", axis_file, str(narrow), "--output_dir", str(tmp_path / "out")]
+    assert cli.run(command.main, arguments) == 2
+    error = capsys.readouterr().err
+    assert "narrow.pt has vectors of width 64; the model has 256" in error and error.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def axis_file(tmp_path_factory):
     vectors = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
@@ -319,6 +330,7 @@ def test_the_command_writes_tables_tokens_and_a_page(tmp_path, axis_file, tiny_p
     ("flag", "value", "message"),
     [
         ("--layer", "9", "layer 9"),
+        ("--layer", "-1", "layer -1"),
         ("--vector_path", "missing.pt", "no vector file"),
         ("--transcripts", "missing.json", "does not exist"),
         ("--n_random", "3", "at least 20"),
