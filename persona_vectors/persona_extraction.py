@@ -63,7 +63,7 @@ class ActivationExtractor:
     def model(self) -> PreTrainedModel:
         """The model in eval mode, loaded now if it was not."""
         if self._model is None:
-            with _hub_token(self.config.hf_token):
+            with hub_token(self.config.hf_token):
                 name = self.config.model_name
                 self._model, self._tokenizer = load_model(name, dtype=self.dtype, device_map=self.device_map)
         return self._model
@@ -72,7 +72,7 @@ class ActivationExtractor:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; the model itself is not loaded for it."""
         if self._tokenizer is None:
-            with _hub_token(self.config.hf_token):
+            with hub_token(self.config.hf_token):
                 self._tokenizer = load_tokenizer(self.config.model_name)
         return self._tokenizer
 
@@ -100,7 +100,8 @@ class ActivationExtractor:
         if self._given:
             return None
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.config.model_name)
+            with hub_token(self.config.hf_token):
+                self._fingerprint = fingerprint(self.config.model_name)
         on_cuda = torch.cuda.is_available() and self.device_map != "cpu"
         return {"model": self._fingerprint, "dtype": self.dtype, "device": "cuda" if on_cuda else "cpu"}
 
@@ -143,12 +144,12 @@ class ActivationExtractor:
     def _text_config(self) -> Any:
         if self._model is not None:
             return self._model.config.get_text_config()
-        with _hub_token(self.config.hf_token):
+        with hub_token(self.config.hf_token):
             return load_config(self.config.model_name)
 
 
 @contextmanager
-def _hub_token(token: str | None) -> Iterator[None]:
+def hub_token(token: str | None) -> Iterator[None]:
     """HF_TOKEN is `token` within, or what `.env` says: hub libraries read it when they ask for a file."""
     load_credentials()
     before = os.environ.get("HF_TOKEN")

@@ -25,7 +25,8 @@ Place = tuple[str, str]
 
 def model_slug(model_name: str) -> str:
     """The model's name as files have it: `org/model-name` -> `model-name`, of a folder its last part."""
-    return Path(model_name.replace("\\", "/").rstrip("/")).name
+    name = Path(model_name.replace("\\", "/").rstrip("/")).name
+    return name if name.strip(".") else Path(model_name).resolve().name
 
 
 def save_responses(

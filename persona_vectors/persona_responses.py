@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from persona_vectors import chat_api
@@ -44,13 +44,15 @@ class ResponsesError(RuntimeError):
         failures: (persona, question) -> why there is none.
     """
 
-    def __init__(self, responses: Mapping[Place, str], failures: Mapping[Place, str]):
+    def __init__(
+        self, responses: Mapping[Place, str], failures: Mapping[Place, str], again: str = "run again for the rest"
+    ):
         reasons = "; ".join(f"{n} x {why}" for why, n in Counter(failures.values()).most_common(3))
         personas = ", ".join(f"{name} {n}" for name, n in Counter(name for name, _ in failures).most_common(5))
         total = len(responses) + len(failures)
         super().__init__(
             f"{len(failures)} of {total} answers are missing ({personas}): {reasons}; "
-            f"{len(responses)} are kept; run again for the rest"
+            f"{len(responses)} are kept; {again}"
         )
         self.responses, self.failures = dict(responses), dict(failures)
 
@@ -60,7 +62,7 @@ class Endpoint:
     """Whom an API's answers are asked from."""
 
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)
 
 
 def answers_locally(config: PersonaVectorConfig) -> bool:
@@ -102,17 +104,20 @@ def generate_responses(
 
     A model folder is sampled in this process, any other model over an API (`find_endpoint`): in a notebook too, where
     an event loop runs already. Finished answers come from the store. An empty system prompt is none at all.
+    A model in this process may say nothing: that answer is blank, at every run, and counts as none where vectors are
+    made (`persona_extraction.answered`); another seed gives another answer.
 
     Args:
         personas: name -> system prompt.
         extractor: its model answers, in this process, whatever its name; loaded once for answers and activations.
         seed: of local sampling. An API is asked anew for each seed, but does not repeat itself.
         store: finished answers; the default one (PERSONA_STORE) unless given.
-        overwrite: ask for all of them anew.
+        overwrite: forget what is finished and ask for all of them anew.
 
     Raises:
-        ValueError: nothing to ask, a question twice or blank, no key and no server.
-        ResponsesError: calls that failed or brought nothing; it holds the answers that came.
+        ValueError: nothing to ask, a question twice or blank, no key and no server, an extractor that writes prompts
+            in another format than `config`.
+        ResponsesError: calls of an API that failed or brought nothing; it holds the answers that came.
     """
     config = config or (extractor.config if extractor is not None else PersonaVectorConfig())
     config.check()
@@ -121,7 +126,10 @@ def generate_responses(
     places = [(name, question) for name in personas for question in questions]
     keys = {place: source.key(personas[place[0]], place) for place in places}
     with nullcontext(store) if store is not None else Store() as finished:
-        kept = {} if overwrite else finished.get_many([key for key in keys.values() if key is not None])
+        stored_keys = [key for key in keys.values() if key is not None]
+        if overwrite:
+            finished.delete_many(stored_keys)  # or else a later run would fill in from before what failed in this one
+        kept = finished.get_many(stored_keys)
         answers = {place: str(kept[key]) for place, key in keys.items() if key in kept}
 
         def keep(found: Mapping[Place, str]) -> None:
@@ -131,10 +139,10 @@ def generate_responses(
 
         waiting = {place: personas[place[0]] for place in places if place not in answers}
         failures = source.ask(waiting, keep, progress) if waiting else {}
-    failures |= {place: SILENT for place, text in answers.items() if not text.strip()}
-    answers = {place: answers[place] for place in places if place in answers and place not in failures}
+    answers = {place: answers[place] for place in places if place in answers}
     if failures:
-        raise ResponsesError(answers, failures)
+        again = "run again without overwrite for the rest" if overwrite else "run again for the rest"
+        raise ResponsesError(answers, failures, again)
     return answers
 
 
@@ -152,6 +160,11 @@ def _source(config: PersonaVectorConfig, extractor: ActivationExtractor | None, 
         from persona_vectors.persona_extraction import ActivationExtractor
 
         extractor = ActivationExtractor(config)
+    if config.prompt_format != (own := extractor.config.prompt_format):
+        raise ValueError(
+            f"config has prompt_format {config.prompt_format}, the extractor that answers has {own}; make the "
+            "extractor with this config, or give no config"
+        )
     return _Local(config, extractor, seed)
 
 

@@ -16,6 +16,7 @@ from persona_vectors import (
     generate_responses,
     sampling,
 )
+from persona_vectors.persona_responses import find_endpoint
 from persona_vectors.store import Store
 from tests.faulty_openai import Faults, FaultyOpenAI, true_odds
 from tests.loopback_openai import Reply
@@ -162,6 +163,44 @@ def test_raw_answers_are_the_assistants_own_turn(tiny_persona, axis_extractor, m
     found = generate_responses({"bard": "Sing."}, ["A?", "B?"], extractor=raw, progress=False)
     assert list(found.values()) == ["Aye.", "In two\n\nparagraphs."]
     assert seen[0].endswith("System: Sing.\n\nUser: A?\n\nAssistant:")
+
+
+def test_what_a_model_in_this_process_leaves_unsaid_is_blank_and_another_seed_asks_anew(
+    tiny_persona, axis_extractor, monkeypatch
+):
+    monkeypatch.setattr(
+        sampling,
+        "sample_answers",
+        lambda *_, streams, on_batch, **__: on_batch([0, 1], ["" if streams[0][0] == 0 else "Aye.", "No."]),
+    )
+    config = PersonaVectorConfig(tiny_persona, max_tokens=3)
+    extractor = ActivationExtractor(config, model=axis_extractor.model, tokenizer=axis_extractor.tokenizer)
+    for seed, said in ((0, ""), (0, ""), (1, "Aye.")):
+        found = generate_responses({"bard": "Sing."}, ["A?", "B?"], extractor=extractor, seed=seed, progress=False)
+        assert found == {("bard", "A?"): said, ("bard", "B?"): "No."}
+
+
+def test_what_is_asked_anew_is_not_filled_in_from_before(serve, api):
+    text = ["old"]
+    serve(lambda request: Reply(status=400) if text[0] == "new" and "2" in str(request["messages"]) else text[0])
+    generate_responses({"a": "A"}, ["1?", "2?"], api, progress=False)
+    text[0] = "new"
+    with pytest.raises(ResponsesError, match="run again without overwrite for the rest"):
+        generate_responses({"a": "A"}, ["1?", "2?"], api, overwrite=True, progress=False)
+    text[0] = "newer"
+    found = generate_responses({"a": "A"}, ["1?", "2?"], api, progress=False)
+    assert list(found.values()) == ["new", "newer"]
+
+
+def test_two_formats_are_refused(axis_extractor, tiny_persona):
+    raw = PersonaVectorConfig(tiny_persona, prompt_format="raw")
+    with pytest.raises(ValueError, match="config has prompt_format raw, the extractor that answers has chat"):
+        generate_responses({"a": "A"}, ["1?"], raw, extractor=axis_extractor, progress=False)
+
+
+def test_a_key_is_never_shown():
+    endpoint = find_endpoint(PersonaVectorConfig("org/m", openrouter_api_key="sk-secret"))
+    assert endpoint.api_key == "sk-secret" and "secret" not in repr(endpoint)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,32 @@ def test_an_unknown_name_says_so():
 def test_slug():
     assert model_slug("google/gemma-3-27b-it") == "gemma-3-27b-it"
     assert model_slug("models/tiny-persona/") == model_slug("./models/tiny-persona") == "tiny-persona"
+
+
+@pytest.mark.parametrize("here", [".", "./", "../tiny-persona", "../../models/tiny-persona/."])
+def test_slug_of_the_folder_one_stands_in(here, monkeypatch):
+    monkeypatch.chdir(ROOT / "models/tiny-persona")
+    assert model_slug(here) == "tiny-persona"
+
+
+def test_the_hub_token_is_there_whenever_the_hub_is_asked(tiny_persona, monkeypatch):
+    from persona_vectors import persona_extraction
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    seen = []
+
+    def noted(function):
+        def call(*args, **kwargs):
+            seen.append(os.environ.get("HF_TOKEN"))
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("fingerprint", "load_config", "load_tokenizer"):
+        monkeypatch.setattr(persona_extraction, name, noted(getattr(persona_extraction, name)))
+    extractor = ActivationExtractor(PersonaVectorConfig(tiny_persona, hf_token="secret"))
+    assert extractor.key() is not None and extractor.num_layers and extractor.tokenizer is not None
+    assert seen == ["secret"] * 3 and "HF_TOKEN" not in os.environ
 
 
 def test_published_fields_and_defaults():
