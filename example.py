@@ -39,6 +39,7 @@ def main(
     data_dir: str = "data",
     images_dir: str = "images",
     vectors_dir: str = "persona_vectors",
+    reread: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Let 23 personas answer 18 questions, take each persona's mean activation, and find the axis to the assistant.
@@ -49,7 +50,8 @@ def main(
     Writes <data_dir>/responses/<model>.json, <data_dir>/persona_vectors/<model>.pt (persona -> vector at one layer) and
     <model>_assistant_axis.pt, <vectors_dir>/<model>/assistant_axis.pt (the axis at every layer, for --vector_path of
     the other commands), and <images_dir>/<model>_{cosine,pca,variance}.html. What is there already is used again, and
-    no model is loaded for it; files of other settings stop the run, unless --overwrite replaces them.
+    no model is loaded for it; files of other settings stop the run, unless --reread (vectors) or --overwrite (answers
+    and vectors) replaces them.
 
     Args:
         model_name: whose activations are read: hub id, model folder, or adapter folder.
@@ -74,7 +76,8 @@ def main(
         data_dir: folder for responses and vectors.
         images_dir: folder for the figures.
         vectors_dir: folder for the axis file.
-        overwrite: make everything anew.
+        reread: make the vectors anew from the answers there are, as for another layer.
+        overwrite: make everything anew: every answer is asked for again.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.axis_report import draw, lines

@@ -5,6 +5,7 @@ A file is used again only if its sidecar's `settings` are this run's; otherwise 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,10 +20,10 @@ from eval.role_adherence import checked_adherence
 from judge import JudgeError, check_judge
 from persona_vectors import cli
 from persona_vectors.axis import assistant_axis
-from persona_vectors.axis_statistics import AxisEvidence
+from persona_vectors.axis_statistics import AxisEvidence, check_roles
 from persona_vectors.blocks import check_layer
 from persona_vectors.config import PersonaVectorConfig
-from persona_vectors.files import check_output_path, read_sidecar
+from persona_vectors.files import check_output_path, check_sidecar, read_sidecar
 from persona_vectors.models import fingerprint, looks_local, resolve_model
 from persona_vectors.persona_extraction import MIN_ANSWERS, ActivationExtractor, answered, extract_persona_layers
 from persona_vectors.persona_files import (
@@ -66,6 +67,7 @@ class Asked:
     data_dir: str = "data"
     images_dir: str = "images"
     vectors_dir: str = "persona_vectors"
+    reread: bool = False
     overwrite: bool = False
 
 
@@ -100,8 +102,10 @@ class AxisRun:
             raise ValueError(f"--min_answers must be at least 1; got {self.asked.min_answers}")
         if missing := [name for name in ASSISTANT_PERSONAS if name not in self.cast.personas]:
             raise ValueError(f"{self.cast.source} has no {', '.join(missing)}; the axis points to {ASSISTANT_PERSONAS}")
+        check_roles(list(self.cast.personas), ASSISTANT_PERSONAS)
         for path in (self.responses_path, self.vectors_path, self.axis_path, self.cached_axis_path):
             check_output_path(path)
+            check_sidecar(path)
         for name in ("cosine", "pca", "variance"):
             check_output_path(self.image(name))
 
@@ -165,8 +169,7 @@ class AxisRun:
             return self._of_this_cast(load_responses(path)), f"{path}, made before"
         self._check_rest()
         extractor = self.extractor if self.samples_locally else None
-        if extractor is None:
-            find_endpoint(self.config)
+        base_url = find_endpoint(self.config).base_url if extractor is None else None
         try:
             found = generate_responses(
                 self.cast.personas,
@@ -177,8 +180,10 @@ class AxisRun:
                 overwrite=self.asked.overwrite,
             )
         except ResponsesError as error:
-            raise cli.Unfinished(str(error)) from error
+            old = f"; delete {path} first, it has the answers of before" if path.is_file() else ""
+            raise cli.Unfinished(f"{error}{old}") from error
         record = {"settings": self._response_settings(), "model": self.asked.model_name, "personas": self.cast.source}
+        record |= {"base_url": base_url} if base_url is not None else {}
         save_responses(found, path, record)
         return found, f"{path}, made now"
 
@@ -188,8 +193,7 @@ class AxisRun:
             check_judge(self.asked.judge_model)
         settings = self._vector_settings({})
         del settings["responses"]
-        for path in (self.vectors_path, self.cached_axis_path):
-            is_cached(path, settings, self.asked.overwrite)
+        self._vectors_cached(settings)
         if self.asked.layer is not None:
             check_layer(self.asked.layer, self.extractor.num_layers, self.slug, steering=False)
 
@@ -227,12 +231,16 @@ class AxisRun:
             cli.Unfinished: judge calls that failed, after the others were stored.
         """
         settings = self._vector_settings(responses)
-        paths = (self.vectors_path, self.cached_axis_path)
-        if all(is_cached(path, settings, self.asked.overwrite) for path in paths):
+        if self._vectors_cached(settings):
             record = read_sidecar(self.vectors_path)
             vectors, axis = load_persona_vectors(self.vectors_path), load_vectors(self.cached_axis_path)
             return Read(record["layer"], vectors, axis, record, record.get("notes", []))
         return self._extracted(responses, settings)
+
+    def _vectors_cached(self, settings: Mapping[str, Any]) -> bool:
+        anew = self.asked.reread or self.asked.overwrite
+        there = [is_cached(p, settings, anew, "--reread") for p in (self.vectors_path, self.cached_axis_path)]
+        return all(there)
 
     def _vector_settings(self, responses: Mapping[Place, str]) -> dict[str, Any]:
         return {
@@ -244,6 +252,7 @@ class AxisRun:
             "personas": self.cast.hash,
             "responses": content_hash(responses),
             "judge_model": self._identity(self.asked.judge_model),
+            **({"judging": self.cast.judging_hash} if self.asked.judge_model is not None else {}),
             "min_answers": self.asked.min_answers,
         }
 
@@ -255,14 +264,20 @@ class AxisRun:
         least = self.asked.min_answers or min(MIN_ANSWERS, len(self.cast.questions))
         few = {name: len(own) for name, own in by_persona.items() if len(own) < least}
         if lost := [name for name in ASSISTANT_PERSONAS if name in few]:
-            raise ValueError(f"{lost[0]} has {few[lost[0]]} answers of at least {least}; the axis needs it")
+            raise ValueError(
+                f"{lost[0]} has {few[lost[0]]} answers of at least {least}; the axis needs it: lower --min_answers, or "
+                "take answers of another --seed"
+            )
         personas = {name: prompt for name, prompt in self.cast.personas.items() if name not in few}
+        check_roles(list(personas), ASSISTANT_PERSONAS)
         questions = self.cast.questions
         layers = extract_persona_layers(self.extractor, personas, questions, kept, min_answers=least, progress=True)
         shape = (self.extractor.num_layers + 1, self.extractor.d_model)
         flat = {name: own.flatten() for name, own in layers.items()}
         axis = assistant_axis(flat, ASSISTANT_PERSONAS).reshape(shape)  # of every layer by itself: it is a difference
-        notes = judged + [f"left out {name}: {n} answers that count, of at least {least}" for name, n in few.items()]
+        blank = Counter(name for (name, _), text in kept.items() if not text.strip())
+        notes = judged + [f"{n} answers of {name} are blank and do not count" for name, n in blank.items()]
+        notes += [f"left out {name}: {n} answers that count, of at least {least}" for name, n in few.items()]
         record = {
             "settings": dict(settings),
             "model": self.asked.model_name,

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from activation_steer import ActivationSteerer
+from eval.cached_files import is_finished
 from persona_vectors.activations import mean_activations
 from persona_vectors.blocks import block_index, check_layer
 from persona_vectors.config import PersonaVectorConfig
-from persona_vectors.files import read_sidecar, sha256_of_file, write_bytes_atomic
+from persona_vectors.files import check_sidecar, read_sidecar, sha256_of_file, write_bytes_atomic, write_sidecar
 from persona_vectors.models import resolve_model
 from persona_vectors.persona_extraction import ActivationExtractor, answered, check_answers
 from persona_vectors.persona_files import content_hash, save_persona_vectors
@@ -91,7 +92,7 @@ def parse_variants(given: Sequence[str], what: str = "models") -> dict[str, str]
     """Name -> path, of `name=path` each.
 
     Raises:
-        ValueError: one that is not so, or a name twice.
+        ValueError: one that is not so, a name twice, or two names that are one in file names.
     """
     pairs = [text.partition("=") for text in given]
     if bad := [text for text, (name, _, path) in zip(given, pairs, strict=True) if not (name.strip() and path.strip())]:
@@ -99,6 +100,14 @@ def parse_variants(given: Sequence[str], what: str = "models") -> dict[str, str]
     names = [name for name, _, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"--{what} has {', '.join(sorted(twice))} twice; give each its own name")
+    by_tag: dict[str, list[str]] = {}
+    for name in names:
+        by_tag.setdefault(tag(name), []).append(name)
+    if same := [own for own in by_tag.values() if len(own) > 1]:
+        raise ValueError(
+            f"--{what} {' and '.join(same[0])} are both {tag(same[0][0])} in file names; give them names that differ "
+            "in letters or digits"
+        )
     return {name: path for name, _, path in pairs}
 
 
@@ -120,10 +129,10 @@ def read_variant(
     """The file of the variant's persona vectors, and whether the model had to be read for it.
 
     Beside it stands `_by_question.npz`, persona -> (n_questions, d_model), for intervals. Both are kept under a hash
-    of model, answers, layer, format and steering, and are read anew when one of them changes.
+    of model, answers, layer, format and steering, and are read anew when one of them changes or is not as written.
 
     Raises:
-        ValueError: a persona without all its answers.
+        ValueError: a persona without all its answers, or a JSON file of something else where a sidecar goes.
     """
     extractor = ActivationExtractor(variant.config, dtype=dtype)
     n_questions = len(people.questions)
@@ -140,11 +149,13 @@ def read_variant(
     }
     inputs = {"reading": extractor.key(), "answers": content_hash(said), "people": people.hash}
     record["key"] = content_key("variant_vectors", **record, **inputs)
-    finished = path.is_file() and by_question_path(path).is_file() and read_sidecar(path).get("key") == record["key"]
-    if finished and not overwrite:
+    files = (path, by_question_path(path))
+    if not overwrite and all(is_finished(file, record["key"]) for file in files):
         return path, False
+    for file in files:
+        check_sidecar(file)
     by_question = _read(extractor, variant, people, said)
-    _save_by_question(by_question, by_question_path(path))
+    _save_by_question(by_question, files[1], record)
     save_persona_vectors({name: answers.mean(0) for name, answers in by_question.items()}, path, record)
     del extractor
     gc.collect()
@@ -184,16 +195,26 @@ def by_question_path(vectors_path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_by_question.npz")
 
 
-def _save_by_question(by_question: ByQuestion, path: Path) -> None:
+def _save_by_question(by_question: ByQuestion, path: Path, record: Mapping[str, Any]) -> None:
     content = io.BytesIO()
     np.savez(content, **{name: answers.numpy() for name, answers in by_question.items()})  # pyright: ignore
     write_bytes_atomic(path, content.getvalue())
+    write_sidecar(path, {"kind": "persona means of each question", **record})
 
 
 def load_by_question(vectors_path: str | Path) -> ByQuestion | None:
-    """Persona -> (n_questions, d_model) beside a file of vectors, or None where there is none."""
+    """Persona -> (n_questions, d_model) beside a file of vectors, or None where there is none.
+
+    Raises:
+        ValueError: they were read from other answers, or another model, than the vectors.
+    """
     path = by_question_path(vectors_path)
     if not path.is_file():
         return None
+    if read_sidecar(path).get("key") != read_sidecar(vectors_path).get("key"):
+        raise ValueError(
+            f"{path} is not of the reading that {Path(vectors_path).name} is of (a run was interrupted between them); "
+            "run experiments/001_olmo3_variants.py again, or delete it"
+        )
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}

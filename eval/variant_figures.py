@@ -16,6 +16,7 @@ from persona_vectors.axis_statistics import AxisEvidence, axis_evidence
 from persona_vectors.files import read_sidecar, write_json_atomic, write_sidecar
 from persona_vectors.persona_clusters import Clusters, cluster_personas
 from persona_vectors.persona_files import load_persona_vectors
+from persona_vectors.traits import read_json
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,30 @@ def load_saved(name: str, path: str | Path) -> SavedVectors:
     vectors, told = load_persona_vectors(path), read_sidecar(path)
     layer, n_questions = told.get("layer"), told.get("n_questions")
     return SavedVectors(name, Path(path), vectors, load_by_question(path), layer, n_questions)
+
+
+def remember(models: Sequence[SavedVectors], data_dir: Path, experiment: str) -> Path:
+    """The list of the experiment's files, model -> file, for `remembered`."""
+    path = write_json_atomic(_list_path(data_dir, experiment), {one.name: str(one.path) for one in models})
+    write_sidecar(path, {"kind": "files of an experiment", "name": experiment})
+    return path
+
+
+def remembered(data_dir: Path, experiment: str) -> dict[str, str]:
+    """Model -> its file of vectors, as the experiment listed them.
+
+    Raises:
+        ValueError: it has not run here.
+    """
+    listed = _list_path(data_dir, experiment)
+    if not listed.is_file():
+        run = f"run experiments/001_olmo3_variants.py --name {experiment}"
+        raise ValueError(f"{listed} is not there; {run}, or give --vectors")
+    return read_json(listed)
+
+
+def _list_path(data_dir: Path, experiment: str) -> Path:
+    return data_dir / "persona_vectors" / f"{experiment}_files.json"
 
 
 def draw(models: Sequence[SavedVectors], folder: Path, experiment: str, centre: Centre = "joint") -> list[Path]:

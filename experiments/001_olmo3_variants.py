@@ -53,8 +53,8 @@ def main(
 ) -> None:
     """Persona vectors of several variants on the same answers: figures of each, of each pair, of all, and numbers.
 
-    Writes data/responses/<name>_<variant>.json, data/persona_vectors/<name>_<variant>_layer<L>.pt, and figures and
-    results.json in images/<name>/. What is finished is not done again.
+    Writes data/responses/<name>_<variant>.json, data/persona_vectors/<name>_<variant>_layer<L>.pt with a list of them
+    in <name>_files.json, and figures and results.json in images/<name>/. What is finished is not done again.
 
     Args:
         models: name=path of each variant; a path is a hub id, a model folder or an adapter folder.
@@ -82,9 +82,8 @@ def main(
     """
     from eval.model_variants import make_variant, parse_variants, read_variant
     from eval.variant_answers import answers_of, chosen_people
-    from eval.variant_figures import draw, load_saved, measure, table, write_findings
+    from eval.variant_figures import draw, load_saved, measure, remember, table, write_findings
     from persona_vectors.config import PersonaVectorConfig
-    from persona_vectors.files import write_json_atomic
 
     paths = parse_variants(models)
     for wanted, flag in ((responses_from, "responses_from"), (steered, "steered")):
@@ -115,7 +114,7 @@ def main(
         path, read = read_variant(variant, people, responses, folder, name, dtype=dtype, overwrite=overwrite)
         print(f"{variant.name}: {'read' if read else 'was read before'}: {path}")
         saved.append(load_saved(variant.name, path))
-    write_json_atomic(Path(data_dir) / "persona_vectors" / f"{name}.json", {one.name: str(one.path) for one in saved})
+    remember(saved, Path(data_dir), name)
 
     folder = Path(images_dir) / name
     findings = measure(saved, seed)

@@ -37,30 +37,15 @@ def main(
         images_dir: folder of figures.
     """
     from eval.model_variants import parse_variants
-    from eval.variant_figures import draw, load_saved, measure, table, write_findings
+    from eval.variant_figures import draw, load_saved, measure, remembered, table, write_findings
 
-    files = saved_files(Path(data_dir), name) if vectors is None else parse_variants(vectors, "vectors")
+    files = remembered(Path(data_dir), name) if vectors is None else parse_variants(vectors, "vectors")
     saved = [load_saved(label, path) for label, path in files.items()]
     folder = Path(images_dir) / name
     findings = measure(saved, seed)
     figures = draw(saved, folder, name, centre)
     results = write_findings(findings, folder / "results.json", saved)
     print("\n".join([*table(findings), "", f"{len(figures)} figures in {folder}, numbers in {results}"]))
-
-
-def saved_files(data_dir: Path, name: str) -> dict[str, str]:
-    """Model -> its file of vectors, as the experiment listed them.
-
-    Raises:
-        ValueError: it has not run here.
-    """
-    from persona_vectors.traits import read_json
-
-    listed = data_dir / "persona_vectors" / f"{name}.json"
-    if not listed.is_file():
-        run = f"run experiments/001_olmo3_variants.py --name {name}"
-        raise ValueError(f"{listed} is not there; {run}, or give --vectors")
-    return read_json(listed)
 
 
 if __name__ == "__main__":

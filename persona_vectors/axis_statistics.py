@@ -41,6 +41,8 @@ from persona_vectors.statistics import auc_columns, random_directions
 
 N_PERMUTATIONS = 2000
 _NUMBERS_AT_ONCE = 4_000_000
+LEAST_ROLES = 3
+"""Fewest personas besides the assistant's for which there are controls."""
 MOST_EXACT = 10_000
 """Sets of assistant personas that are all tried, where there are no more than this; otherwise N_PERMUTATIONS drawn."""
 
@@ -119,7 +121,7 @@ class AxisEvidence:
             f"R² of the projections: {self.r_squared.text()}; PC1 explains {self.var_explained:.0%} of the variance",
             f"PC1 of the {n_roles} roles alone: cosine {self.held_out.text()}; AUC of {one} against the roles along "
             f"it {self.end.value:.2f}, reached by {np.mean(self.end.null >= self.end.value - 1e-9):.0%} of random "
-            "directions",
+            "directions (an easier task for them: along PC1 of the roles, the roles spread most)",
         ]
         if k == 1:
             return found  # the other controls are then this module's first
@@ -166,10 +168,8 @@ def axis_evidence(
         ValueError: as `axis.assistant_axis`; fewer than three roles; `by_question` with other personas or questions.
     """
     names, wide = persona_rows(vectors)
-    mask = assistant_mask(names, assistant_personas)
+    mask = check_roles(names, assistant_personas)
     axis_of(wide, mask)  # refuses what has no axis
-    if (~mask).sum() < 3:
-        raise ValueError(f"{(~mask).sum()} personas besides the assistant's; controls need at least three")
     rows = in_their_span(wide)  # (n, rank)
     cosine, r_squared = label_permutation(rows, mask, n_permutations, seed)
     pc1 = first_direction(rows)
@@ -195,6 +195,21 @@ def axis_evidence(
         intervals=intervals,
         resampled=resampled,
     )
+
+
+def check_roles(names: Sequence[str], assistant_personas: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Which of the personas are the assistant's, if there are enough others to give evidence.
+
+    Raises:
+        ValueError: as `axis.assistant_mask`, or fewer than LEAST_ROLES others.
+    """
+    mask = assistant_mask(names, assistant_personas)
+    roles = [name for name, assistant in zip(names, mask, strict=True) if not assistant]
+    if len(roles) < LEAST_ROLES:
+        raise ValueError(
+            f"{len(roles)} personas besides the assistant's ({', '.join(roles)}); controls need at least {LEAST_ROLES}"
+        )
+    return mask
 
 
 def label_permutation(

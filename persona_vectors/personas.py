@@ -177,7 +177,16 @@ class PersonaSet:
     def hash(self) -> str:
         """sha256 (hex) of the system prompts and questions, the order of both left aside."""
         content = [sorted(self.personas.items()), sorted(self.questions)]
-        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+        return _hash(content)
+
+    @property
+    def judging_hash(self) -> str:
+        """sha256 (hex) of what a judge is told besides: its prompt and the roles."""
+        return _hash([self.role_prompt, sorted(self.roles.items())])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_personas(model: str | Path | None = None, path: str | Path | None = None) -> PersonaSet:

@@ -72,7 +72,7 @@ def test_from_answers_to_figures_and_again_without_a_model(run, request, tmp_pat
 def _refuses_other_settings(run):
     for arguments, said in (
         (["--seed", "1"], r"made with other settings \(seed 0 there, 1 here\); pass --overwrite"),
-        (["--layer", "2"], r"tiny-persona.pt was made with other settings \(layer None there, 2 here, layer_fr"),
+        (["--layer", "2"], r"tiny-persona.pt was made with other settings \(layer None there, 2 here, .*pass --reread"),
         (["--max_tokens", "9", "--temperature", "0"], "max_tokens 256 there, 9 here, temperature 0.7 there, 0.0"),
         (["--judge_model", str(ROOT / "models/tiny-persona")], "judge_model None there, [0-9a-f]{8}... here"),
     ):
@@ -97,6 +97,51 @@ def test_judged_answers_alone_count(run, serve):
     for name, n in record["adherence"].items():
         assert {**record["n_answers"], **record["left_out"]}[name] == n["fully"]
     assert all(record["n_answers"][name] == 3 for name in ASSISTANT_PERSONAS)
+    small = json.loads(Path("small.json").read_text())
+    Path("small.json").write_text(json.dumps({**small, "role_prompt": small["role_prompt"] + " Be strict."}))
+    code, line = run("--judge_model", "served", "--min_answers", "3", "--layer", "2")
+    assert code == 2 and re.search(r"made with other settings \(judging \w{8}... there", line), line
+
+
+def test_another_layer_is_read_from_the_same_answers(run, monkeypatch):
+    assert run()[0] == 0
+    monkeypatch.setattr("eval.axis_run.generate_responses", lambda *_, **__: pytest.fail("asked again"))
+    code, line = run("--layer", "2")
+    assert code == 2 and "pass --reread to make it anew" in line
+    code, said = run("--layer", "2", "--reread")
+    assert code == 0 and "27 answers: data/responses/tiny-persona.json, made before" in said and "layer 2" in said
+    torch.save({name: -vector for name, vector in load_persona_vectors(VECTORS).items()}, VECTORS)
+    code, line = run("--layer", "2")
+    assert code == 2 and "is not the file that its sidecar was written for (a run was killed" in line
+    VECTORS.unlink()
+    assert run("--layer", "2") == (0, said)
+
+
+def test_blank_answers_are_counted_and_the_run_goes_on(run, monkeypatch):
+    from persona_vectors import sampling
+
+    sample = sampling.sample_answers
+
+    def silent_at_times(*args, on_batch, **kwargs):
+        def on(rows, texts):
+            on_batch(rows, ["" if row == 26 else text for row, text in zip(rows, texts, strict=True)])
+
+        return sample(*args, on_batch=on, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample_answers", silent_at_times)
+    code, said = run("--min_answers", "2")
+    assert code == 0 and f"1 answers of {SMALL[-1]} are blank and do not count" in said
+    assert read_sidecar(VECTORS)["n_answers"][SMALL[-1]] == 2
+
+
+@pytest.mark.usefixtures("no_model")
+def test_too_few_roles_are_refused_before_anything_is_asked(run):
+    small = json.loads(Path("small.json").read_text())
+    few = {name: small["personas"][name] for name in (*ASSISTANT_PERSONAS, *ROLES[:2])}
+    Path("small.json").write_text(json.dumps({"personas": few, "questions": small["questions"]}))
+    code, line = run()
+    assert code == 2 and "2 personas besides the assistant's (analyst, jester); controls need at least 3" in line
+    assert not Path("data").exists()
 
 
 def test_answers_of_another_model(run, axis_responses):
@@ -117,6 +162,13 @@ def test_calls_that_fail_leave_it_unfinished(run, serve, monkeypatch):
     before, broken[0] = len(server.requests), False
     code, said = run("--openrouter_model", "served")
     assert code == 0 and len(server.requests) - before == 3, said
+    broken[0] = True
+    code, line = run("--openrouter_model", "served", "--overwrite")
+    assert code == 1 and "run again without overwrite for the rest; delete data/responses/tiny-persona.json fi" in line
+    Path("data/responses/tiny-persona.json").unlink()
+    before, broken[0] = len(server.requests), False
+    assert run("--openrouter_model", "served")[0] == 0 and len(server.requests) - before == 3
+    assert server.requests and read_sidecar("data/responses/tiny-persona.json")["base_url"].startswith("http://127")
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert run("--openrouter_model", "served")[0] == 0, "a second run needs no key"
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from eval import model_variants
+from eval.model_variants import load_by_question, make_variant, read_variant
+from eval.variant_answers import answers_of, chosen_people
 from persona_vectors import cli
 from persona_vectors.axis import assistant_axis
 from persona_vectors.config import PersonaVectorConfig
+from persona_vectors.files import is_as_recorded
 from persona_vectors.persona_extraction import ActivationExtractor, extract_persona_vectors
-from persona_vectors.persona_files import load_persona_vectors, load_responses
+from persona_vectors.persona_files import load_persona_vectors, load_responses, save_persona_vectors
 from persona_vectors.personas import load_personas
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +149,12 @@ def test_figures_are_drawn_again_from_saved_vectors(finished, tmp_path, capsys):
     assert len(list((tmp_path / "alone").glob("*.html"))) == 3
 
 
+def test_the_list_of_files_has_a_name_of_its_own(finished):
+    folder = finished[0] / "data" / "persona_vectors"
+    assert set(json.loads((folder / "quick_files.json").read_text())) == {"base", "tuned", "steered"}
+    assert is_as_recorded(folder / "quick_files.json") and not (folder / "quick.json").exists()
+
+
 def test_the_vectors_give_an_axis(finished):
     vectors = load_persona_vectors(finished[0] / "data" / "persona_vectors" / "quick_base_layer3.pt")
     assert np.isfinite(float(assistant_axis(vectors, ["default", "default_llm"]).norm()))
@@ -159,7 +168,10 @@ def test_the_vectors_give_an_axis(finished):
         (["--models", "base=./nowhere"], "nowhere does not exist"),
         (["--responses_from", "other"], "--responses_from other is none of the models base"),
         (["--steered", "base"], "give both or neither"),
+        (["--models", "base=x", "RL-Zero=y", "rl_zero=z"], "RL-Zero and rl_zero are both rl_zero in file names"),
         (["--personas", "default", "nobody"], "--personas nobody"),
+        (["--personas", "default", "default_llm", "ghost", "bard"], "2 personas besides the assistant's (ghost, bard)"),
+        (["--personas", "rebel", "cynic", "ghost", "bard"], "no assistant persona among rebel, cynic"),
         (["--n_questions", "0"], "--n_questions 0"),
         (["--layer", "9"], "layer 9"),
     ],
@@ -171,6 +183,49 @@ def test_errors_are_one_line_and_come_first(changed, message, tiny_persona, tmp_
     code = cli.run(experiment("001"), [*tokens, "--data_dir", str(tmp_path), "--images_dir", str(tmp_path)])
     error = capsys.readouterr().err
     assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_an_interrupted_reading_is_never_mixed_with_another(tiny_persona, tmp_path, monkeypatch):
+    people = chosen_people(tiny_persona, PEOPLE[:5], 2)
+    variant = make_variant("base", PersonaVectorConfig(tiny_persona, prompt_format="raw"))
+    first, second = (
+        {(name, q): text for name in people.personas for q in people.questions} for text in ("Aye.", "No.")
+    )
+    path, _ = read_variant(variant, people, first, tmp_path, "x")
+
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_variants, "save_persona_vectors", killed)
+        read_variant(variant, people, second, tmp_path, "x")
+    with pytest.raises(ValueError, match="not of the reading that x_base_layer3.pt is of"):
+        load_by_question(path)
+    assert read_variant(variant, people, first, tmp_path, "x")[1], "read again"
+    by_question, vectors = load_by_question(path), load_persona_vectors(path)
+    assert by_question is not None and all(torch.allclose(by_question[n].mean(0), vectors[n]) for n in vectors)
+    assert not read_variant(variant, people, first, tmp_path, "x")[1]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("persona_vectors.persona_files.write_sidecar", killed)
+        save_persona_vectors({name: -vector for name, vector in vectors.items()}, path)
+    assert read_variant(variant, people, first, tmp_path, "x")[1]
+    assert torch.equal(load_persona_vectors(path)["bard"], vectors["bard"])
+
+
+def test_answers_that_were_changed_or_are_blank(tiny_persona, tmp_path, monkeypatch):
+    people = chosen_people(tiny_persona, PEOPLE[:5], 2)
+    asked, path = PersonaVectorConfig(tiny_persona, max_tokens=4), tmp_path / "x_base.json"
+    places = [(name, question) for name in people.personas for question in people.questions]
+    monkeypatch.setattr("eval.variant_answers.generate_responses", lambda *_, **__: dict.fromkeys(places, "Aye."))
+    found = answers_of(asked, people, path)
+    path.write_text(path.read_text().replace("Aye.", "No."))
+    assert answers_of(asked, people, path) == found and is_as_recorded(path)
+    said = {**dict.fromkeys(places, "Aye."), places[-1]: " "}
+    monkeypatch.setattr("eval.variant_answers.generate_responses", lambda *_, **__: said)
+    with pytest.raises(
+        ValueError, match=r"said nothing to some of 2 questions \(cynic 1\); take a --seed other than 1"
+    ):
+        answers_of(asked, people, path, seed=1)
 
 
 def test_figures_of_what_has_not_run(tmp_path, capsys):
