@@ -36,7 +36,8 @@ def main(
     Args:
         action: push or pull.
         repo: org/name.
-        vector_path: push: vector files of any format that eval.convert reads (.pt, .npz, .safetensors, .gguf).
+        vector_path: push: vector files of any format that eval.convert reads (.pt, .npz, .safetensors, .gguf); a
+            cap.json goes along with the vectors that it caps along.
         license: push: the hub's name of a licence, such as apache-2.0; the model's own terms go on holding.
         private: push: a new repo is private.
         dry_run: push: write the folder that would be pushed here, and push nothing.
@@ -65,15 +66,16 @@ def _push(
     repo_type: Literal["model", "dataset"],
 ) -> None:
     from persona_vectors.convert import read_source
-    from persona_vectors.hub import check_repo, check_token, push, stage
+    from persona_vectors.hub import check_repo, check_token, push, pushed_caps, stage
     from persona_vectors.hub_card import NO_CONTROLS, card, quality_files
 
     check_repo(repo)
     if dry_run is None:
         check_token()
-    sources = [read_source(path) for path in paths]
-    reports = sorted({path for source in sources for path in quality_files(source)})
-    text = card(sources, repo=repo, license=license, repo_type=repo_type)
+    sources = [read_source(path) for path in paths if not path.endswith(".json")]
+    caps = pushed_caps([Path(path) for path in paths if path.endswith(".json")], sources)
+    reports = [*caps, *sorted({path for source in sources for path in quality_files(source)})]
+    text = card(sources, repo=repo, license=license, repo_type=repo_type, caps=caps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(dry_run or Path(scratch) / "repo")
         written = stage(sources, folder, text, reports)

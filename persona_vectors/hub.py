@@ -34,9 +34,10 @@ VECTORS = (".pt", ".npz", ".safetensors", ".gguf")
 MAX_BYTES = 2**30
 """More than this is a model rather than vectors, and is pulled only by name."""
 _FOLDERS = re.compile(
-    r"(?:(?<=:)(?!//)|(?<![^\s'\"=(\[,]))"  # at the beginning of a word, and not in an address
-    r"(?:~?/|[A-Za-z]:[\\/])(?:[^\\/\s'\"]+[\\/])*(?=[^\\/\s'\"])"
+    r"(?:(?<=:)(?!//)|(?<![^\s'\"`=(\[,>]))"  # at the beginning of a word, and not in an address
+    r"(?:~?/|[A-Za-z]:[\\/]|\\\\)(?:[^\\/\s'\"`<>]+[\\/])*(?=[^\\/\s'\"`])"
 )
+_FILE_ADDRESS = re.compile(r"\bfile://[^/\s'\"`]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +74,36 @@ def stage(sources: Sequence[Source], folder: str | Path, card: str, reports: Seq
     return [*written, write_text_atomic(folder / "README.md", card)]
 
 
+def pushed_caps(paths: Sequence[Path], sources: Sequence[Source]) -> list[Path]:
+    """The `cap.json` files, each of which goes along with the vectors that it caps along.
+
+    Raises:
+        ValueError: a file that is no cap, or one whose vectors are not among the sources.
+    """
+    from persona_vectors.capping import read_cap
+
+    vectors = {source.file.path.resolve() for source in sources}
+    for path in paths:
+        if (own := path.parent / read_cap(path)[0]["vectors"]).resolve() not in vectors:
+            raise ValueError(f"{path} caps along {own}, without which it is of no use: name both in --vector_path")
+    return list(paths)
+
+
 def without_paths(value: Any) -> Any:
-    """The value with each absolute path in it cut to the file's name, in dictionaries and lists too."""
+    """The value with each absolute path in it cut to the file's name, in lists and dictionaries (keys, too)."""
     if isinstance(value, dict):
-        return {key: _command(one) if key == "command" else without_paths(one) for key, one in value.items()}
+        found: dict[Any, Any] = {}
+        for key, one in value.items():
+            name = public = without_paths(key)
+            while name in found:  # files of one name from several folders stay apart
+                name = f"{public} ({len(found) + 1})"
+            found[name] = _command(one) if key == "command" else without_paths(one)
+        return found
     if isinstance(value, list):
         return [without_paths(one) for one in value]
     if not isinstance(value, str):
         return value
+    value = _FILE_ADDRESS.sub("", value)
     if value.startswith(("/", "~/")) and "\n" not in value:
         return value.rstrip("/").rsplit("/", 1)[-1]
     return _FOLDERS.sub("", value)
@@ -91,7 +114,7 @@ def _command(value: Any) -> Any:
     try:
         words = shlex.split(value)
     except (ValueError, AttributeError):
-        return without_paths(value) if not isinstance(value, str) else _FOLDERS.sub("", value)
+        return without_paths(value) if not isinstance(value, str) else _FOLDERS.sub("", _FILE_ADDRESS.sub("", value))
     return shlex.join("=".join(without_paths(part) for part in word.split("=")) for word in words)
 
 
@@ -144,16 +167,37 @@ def pull(
     commit = str(info.sha)
     with _hub_errors(f"pull from {repo}"):
         cached = snapshot_download(repo, repo_type=repo_type, revision=commit, allow_patterns=names, token=token)
+    told = {name: _told(repo, name, names, Path(cached)) for name in names if Path(name).suffix in VECTORS}
     here = [write_bytes_atomic(Path(folder) / name, (Path(cached) / name).read_bytes()) for name in names]
-    for path in here:
-        if path.suffix in VECTORS:
-            told = read_sidecar(path).get("file", {}).get("sha256")
-            if told and told != sha256_of_file(path):
-                raise ValueError(
-                    f"{path} is not the file that its sidecar describes (its sha256 differs); ask its author"
-                )
-            append_to_sidecar(path, "pulled", {"repo": repo, "repo_type": repo_type, "commit": commit})
+    for name, record in told.items():
+        path = Path(folder) / name
+        write_json_atomic(sidecar_path(path), record)
+        append_to_sidecar(path, "pulled", {"repo": repo, "repo_type": repo_type, "commit": commit})
     return Pulled(here, commit)
+
+
+def _told(repo: str, name: str, names: Sequence[str], cached: Path) -> dict[str, Any]:
+    """What a vector file's sidecar says, of those that are pulled; {} without one. Nothing is written yet.
+
+    Raises:
+        ValueError: a sidecar that is none, or that describes another file.
+    """
+    path = cached / name
+    beside = str(PurePosixPath(name).with_name(sidecar_path(path).name))
+    if beside not in names:
+        return {}
+    try:
+        record = read_sidecar(path)
+    except ValueError:
+        record = None
+    file = {} if record is None else record.get("file") or {}
+    if record is None or not isinstance(file, dict) or not isinstance(record.get("pulled", []), list):
+        raise ValueError(f"{beside} of {repo} is no sidecar of {name}; pull that file without it: --files {name}")
+    if file.get("sha256") and file["sha256"] != sha256_of_file(path):
+        raise ValueError(
+            f"{name} of {repo} is not the file that its sidecar describes (its sha256 differs); ask its author"
+        )
+    return record
 
 
 def check_repo(repo: str) -> None:
@@ -184,9 +228,15 @@ def _check_wanted(
             f"{len(names)} files of {repo} have {total / 2**30:.1f} GiB together; choose with --files (a name or "
             f"pattern such as {names[0]})"
         )
-    there = [name for name in names if (folder / name).exists()]
+    written = [path for name in names for path in {folder / name, _sidecar_here(folder / name)}]
+    there = sorted(path for path in written if path.exists())
     if there and not overwrite:
-        raise ValueError(f"{folder / there[0]} is there already; give another folder, or --overwrite")
+        raise ValueError(f"{there[0]} is there already; give another folder, or --overwrite")
+
+
+def _sidecar_here(path: Path) -> Path:
+    """What is written beside a pulled file: of vectors their sidecar, of anything else nothing but itself."""
+    return sidecar_path(path) if path.suffix in VECTORS else path
 
 
 def check_token() -> str:

@@ -32,8 +32,14 @@ NO_CONTROLS = (
 )
 
 
-def card(sources: Sequence[Source], *, repo: str, license: str, repo_type: RepoType = "model") -> str:
-    """README.md of a repo with these vector files, led by the hub's own fields."""
+def card(
+    sources: Sequence[Source], *, repo: str, license: str, repo_type: RepoType = "model", caps: Sequence[Path] = ()
+) -> str:
+    """README.md of a repo with these vector files, led by the hub's own fields.
+
+    Args:
+        caps: `cap.json` files along some of them.
+    """
     from huggingface_hub import DatasetCardData, ModelCardData
 
     bases = sorted({name for source in sources if (name := _model(source)) and _on_hub(source, name)})
@@ -49,7 +55,7 @@ def card(sources: Sequence[Source], *, repo: str, license: str, repo_type: RepoT
         "## Files",
         _table(
             ["file", "what", "sign", "layers", "width", "format"],
-            [_row(source) for source in sources],
+            [*(_row(source) for source in sources), *map(_cap_row, caps)],
         ),
         *(NUMBERS[own] for own in (True, False) if own in {source.format == "ours" for source in sources}),
         "## How they were made",
@@ -78,6 +84,16 @@ def _row(source: Source) -> list[str]:
     what = " ".join(str(told[key]) for key in ("trait", "span") if told.get(key)) or told.get("kind") or "vectors"
     span = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else str(layers[0])
     return [source.file.path.name, what, told.get("sign", "not told"), span, str(source.file.d_model), source.format]
+
+
+def _cap_row(path: Path) -> list[str]:
+    from persona_vectors.capping import FORMAT, read_cap
+
+    content, steps = read_cap(path)
+    bounds = {"floor" if step.ceiling is None else "ceiling" if step.floor is None else "range" for step in steps}
+    layers = ", ".join(dict.fromkeys(str(step.layer) for step in steps))
+    what = f"cap ({' and '.join(sorted(bounds))}) at {steps[0].positions} tokens"
+    return [path.name, what, f"along {content['vectors']}", layers, "", FORMAT]
 
 
 def _made(source: Source) -> str:

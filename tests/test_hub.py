@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from eval.hub import main
 from persona_vectors import cli
+from persona_vectors.capping import load_cap, make_cap, save_cap
 from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.hub import check_repo, without_paths
 from persona_vectors.vectors import load_vectors, write_vectors
@@ -174,6 +177,82 @@ def test_a_repo_of_a_whole_model_is_not_pulled_by_accident(hub: LoopbackHub, tmp
         main("pull", "org/model", output_dir=str(tmp_path / "x"))
 
 
+def repo_files(hub: LoopbackHub, sidecar: str) -> bytes:
+    content = io.BytesIO()
+    torch.save(torch.ones(5, 4), content)
+    hub.repos["org/x"] = {"v.pt": content.getvalue(), "v.json": sidecar.encode()}
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "said"),
+    [
+        ('{"file": {"sha256": "0"}}', "v.pt of org/x is not the file that its sidecar describes"),
+        ('{"file": "x"}', "v.json of org/x is no sidecar of v.pt; .*--files v.pt"),
+        ('{"pulled": 3}', "v.json of org/x is no sidecar of v.pt"),
+        ('{"pulled": "x"}', "v.json of org/x is no sidecar of v.pt"),
+        ("[1]", "v.json of org/x is no sidecar of v.pt"),
+        ("{", "v.json of org/x is no sidecar of v.pt"),
+    ],
+)
+def test_what_is_refused_is_not_left_behind(hub: LoopbackHub, tmp_path: Path, sidecar: str, said: str):
+    repo_files(hub, sidecar)
+    with pytest.raises(ValueError, match=said):
+        main("pull", "org/x", output_dir=str(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("sidecar", ["{}", '{"file": null}', '{"trait": "evil", "pulled": []}'])
+def test_a_sidecar_that_says_little_is_pulled(hub: LoopbackHub, tmp_path: Path, sidecar: str):
+    repo_files(hub, sidecar)
+    main("pull", "org/x", output_dir=str(tmp_path / "here"))
+    assert [one["repo"] for one in read_sidecar(tmp_path / "here" / "v.pt")["pulled"]] == ["org/x"]
+
+
+def test_a_file_that_is_pulled_alone_does_not_inherit_an_older_ones_sidecar(hub: LoopbackHub, tmp_path: Path):
+    content = repo_files(hub, '{"file": "x"}')
+    write_vectors(tmp_path / "v.pt", torch.zeros(5, 4) + 2, {"trait": "another"})
+    (tmp_path / "only" / "v.json").parent.mkdir()
+    (tmp_path / "only" / "v.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="v.json is there already"):
+        main("pull", "org/x", output_dir=str(tmp_path / "only"), files=["v.pt"])
+    main("pull", "org/x", output_dir=str(tmp_path), files=["v.pt"], overwrite=True)
+    told = read_sidecar(tmp_path / "v.pt")
+    assert (tmp_path / "v.pt").read_bytes() == content and "trait" not in told and told["pulled"][0]["repo"] == "org/x"
+
+
+@pytest.fixture
+def capped(tmp_path: Path, tiny_persona: str) -> Path:
+    """A folder with a cap, made from a model and vectors that stand elsewhere on this machine."""
+    path = write_vectors(tmp_path / "given" / "axis.pt", torch.ones(5, 256), {"sign": SIGN})
+    made = make_cap("axis", {3: torch.ones(256)}, {3: np.arange(9.0)}, floor_percentile=25)
+    model = str(Path(tiny_persona).resolve())
+    save_cap(made, tmp_path / "cap", vector_path=path, model_name=model, calibration={}, record={})
+    return tmp_path / "cap"
+
+
+def test_a_cap_is_pushed_with_its_vectors_and_works_when_pulled(hub: LoopbackHub, capped: Path, tmp_path: Path):
+    main("push", "org/cap", [str(capped / "axis.pt"), str(capped / "cap.json")], license="mit")
+    pushed = hub.repos["org/cap"]
+    assert set(pushed) == {"axis.pt", "axis.json", "cap.json", "README.md"}
+    assert str(ROOT).encode() not in b"".join(pushed.values())
+    assert (
+        "| cap.json | cap (floor) at all tokens | along axis.pt | 3 |  | persona-cap/1 |"
+        in pushed["README.md"].decode()
+    )
+    main("pull", "org/cap", output_dir=str(tmp_path / "here"))
+    assert load_cap(tmp_path / "here" / "cap.json", "models/tiny-persona").steps[0].floor == 2.0
+
+
+def test_a_cap_without_its_vectors_is_not_pushed(capped: Path, vectors: Path, tmp_path: Path):
+    for others in ([], [str(vectors)]):
+        with pytest.raises(ValueError, match="cap.json caps along .*axis.pt, without which it is of no use"):
+            main("push", "org/cap", [str(capped / "cap.json"), *others], dry_run=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="is no cap"):
+        main("push", "org/cap", [str(capped / "axis.json")], dry_run=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 503])
 def test_what_the_hub_refuses_is_one_line(hub: LoopbackHub, vectors: Path, tmp_path: Path, status: int):
     hub.refuse = status
@@ -257,6 +336,14 @@ def test_folders_of_this_machine_are_taken_out(folders: list[str], name: str, be
         ("mean(pos)/mean(neg)", "mean(pos)/mean(neg)"),
         ("~/runs/my file.pt", "my file.pt"),
         ("C:\\Users\\me\\v.pt", "v.pt"),
+        ("\\\\server\\share\\v.pt", "v.pt"),
+        ("see file:///home/me/v.pt", "see v.pt"),
+        ("file://host/home/me/v.pt", "v.pt"),
+        ("`/home/me/v.pt`", "`v.pt`"),
+        ("<b>/home/me/v.pt</b>", "<b>v.pt</b>"),
+        ({"/home/me/v.pt": 1, "/home/you/v.pt": 2}, {"v.pt": 1, "v.pt (2)": 2}),
+        ({"command": "x 'not closed file:///home/me/v.pt"}, {"command": "x 'not closed v.pt"}),
+        ({"a/b": {"~/v.pt": "~/w.pt"}}, {"a/b": {"v.pt": "w.pt"}}),
         (3.5, 3.5),
         (None, None),
     ],
