@@ -39,7 +39,8 @@ def judge_adherence(
     """(persona, question) -> how far the answer plays its role, of every role's answers; None where the judge gave no
     label.
 
-    `checked_adherence` also asks whether the judge reads the role at all: the embedded model's does not.
+    Labels are stored as they come, so that an interrupted run goes on where it was. `checked_adherence` also asks
+    whether the judge reads the role at all: the embedded model's does not.
 
     Args:
         judge_model: an OpenAI model, a served model (OPENAI_BASE_URL), or a local folder or hub id, which answers by
@@ -63,7 +64,7 @@ def judge_adherence(
     if waiting := [text for text in keys if text not in labels]:
         if is_local_judge(judge_model):
             model, tokenizer = local_judges.load_shared(judge_model, "auto", "auto")
-            keep(dict(zip(waiting, local_labels(model, tokenizer, waiting, progress=progress), strict=True)))
+            local_labels(model, tokenizer, waiting, on_batch=keep, progress=progress)
         elif failed := _ask(judge_model, waiting, keep, max_concurrent):
             failures = {row: failed[text] for row, text in enumerate(prompts.values()) if text in failed}
             raise JudgeError(failure_line(failures, len(prompts)), failures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from persona_vectors.judging import fill_prompt
@@ -80,11 +80,19 @@ def tells_roles_apart(own: Labels, others: Labels, level: float = 0.05) -> tuple
 
 
 def local_labels(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, progress: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    on_batch: Callable[[Mapping[str, Adherence | None]], None] | None = None,
+    progress: bool = False,
 ) -> list[Adherence | None]:
     """The likeliest of the three words as the model's answer to each prompt, from its own probabilities.
 
     None where the three together have less than LEAST_MASS of them. Nothing is generated.
+
+    Args:
+        on_batch: told prompt -> label of each batch as soon as it is read.
 
     Raises:
         ValueError: a prompt longer than the model's context.
@@ -104,6 +112,8 @@ def local_labels(
         for row, values in zip(rows, found, strict=True):
             odds = dict(zip(LABELS, map(math.exp, values), strict=True))
             labels[row] = max(odds, key=odds.__getitem__) if sum(odds.values()) >= LEAST_MASS else None
+        if on_batch is not None:
+            on_batch({prompts[row]: labels[row] for row in rows})
     return labels
 
 

@@ -7,7 +7,7 @@ import torch
 
 from eval.role_adherence import checked_adherence, judge_adherence
 from judge import JudgeError
-from persona_vectors import ASSISTANT_PERSONAS, chat_api
+from persona_vectors import ASSISTANT_PERSONAS, chat_api, option_likelihood
 from persona_vectors.role_adherence import (
     LABELS,
     adherence_counts,
@@ -99,6 +99,28 @@ def test_playing_keeps_the_assistants_own():
 )
 def test_a_judges_word(text, label):
     assert label_of(text) == label
+
+
+def test_an_interrupted_local_judge_keeps_what_it_said(axis_cast, axis_responses, monkeypatch):
+    whole, asked, read = option_likelihood.option_log_likelihoods, [], []
+
+    def interrupted(model, choices, **options):
+        asked.append(len(choices))
+        for batch in whole(model, choices, **options):
+            if len(asked) == 1 and read:
+                raise KeyboardInterrupt
+            read.append(len(batch[0]))
+            yield batch
+
+    monkeypatch.setattr(option_likelihood, "option_log_likelihoods", interrupted)
+    monkeypatch.setitem(option_likelihood._TOKENS_PER_PASS, "cpu", 256)
+    some = {place: axis_responses[place] for place in list(axis_responses)[-12:]}
+    judge = str(ROOT / "models/tiny-persona")
+    with Store() as store:
+        with pytest.raises(KeyboardInterrupt):
+            judge_adherence(judge, axis_cast, some, store=store, progress=False)
+        labels = judge_adherence(judge, axis_cast, some, store=store, progress=False)
+    assert 0 < read[0] < asked[0] and asked[1] == asked[0] - read[0] and set(labels) == set(some)
 
 
 def test_a_served_judge(serve, axis_cast, axis_responses, monkeypatch):
