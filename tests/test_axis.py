@@ -146,7 +146,7 @@ def without(vectors, name):
         ),
         ({**made(), "role1": torch.zeros(11)}, DEFAULTS, r"role1 has shape \(11,\)"),
         ({**made(), "role1": torch.zeros(2, 12)}, DEFAULTS, r"role1 has shape \(2, 12\)"),
-        ({name: torch.ones(4) for name in "abc"}, ["a"], "there is no axis"),
+        ({name: torch.ones(4) for name in "abcd"}, ["a"], "there is no axis"),
     ],
 )
 def test_errors_are_one_line(vectors, assistants, message):
