@@ -59,7 +59,7 @@ def main(
             it model_name answers; a model folder does so in this process.
         sample_locally: answer in this process although model_name is a hub id; needs no key.
         personas_path: JSON of personas and questions; default the model folder's own, else the library's.
-        responses_path: answers to use as they are, whoever gave them, such as another model's.
+        responses_path: answers to use as they are, whoever gave them, such as another model's, or edited ones.
         prompt_format: chat (the tokenizer's template) or raw (System:, User:, Assistant: as plain text).
         layer: hidden_states index, the output of block layer-1; default by layer_fraction.
         layer_fraction (0-1): depth, int(n_layers * layer_fraction + 0.5).
