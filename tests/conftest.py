@@ -20,7 +20,6 @@ SLOWEST_FIRST = (
     "test_readme.py",
     "test_readme_apart.py",
     "test_training.py",
-    "test_readme_analysis.py",
     "test_calibration.py",
     "test_demo.py",
     "test_eval_persona.py",

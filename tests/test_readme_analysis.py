@@ -3,12 +3,14 @@
 import json
 
 import pandas as pd
+import pytest
 
 from tests.test_readme import COMMANDS, checkout, is_of_analysis, run_command
 
 __all__ = ["checkout"]  # a fixture
 
 
+@pytest.mark.long
 def test_commands_of_the_quick_look_run_in_order(checkout):
     commands = [command for command in COMMANDS if is_of_analysis(command)]
     assert len(commands) == 5
