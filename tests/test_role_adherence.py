@@ -10,6 +10,7 @@ from judge import JudgeError
 from persona_vectors import ASSISTANT_PERSONAS, chat_api, option_likelihood
 from persona_vectors.role_adherence import (
     LABELS,
+    Adherence,
     adherence_counts,
     label_of,
     local_labels,
@@ -61,9 +62,9 @@ def test_other_roles_are_never_their_own(axis_cast, axis_responses):
     ],
 )
 def test_whether_a_judge_tells_roles_apart(own, others, apart):
-    words = {"f": "fully", "n": "none"}
+    words: dict[str, Adherence] = {"f": "fully", "n": "none"}
     labels = [{("r", str(k)): words[letter] for k, letter in enumerate(text)} for text in (own, others)]
-    found, shares = tells_roles_apart(*labels)
+    found, shares = tells_roles_apart(labels[0], labels[1])
     assert found == apart and f"{own.count('f')} of {len(own)} answers" in shares
 
 
