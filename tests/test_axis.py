@@ -97,7 +97,7 @@ def test_signs_do_not_depend_on_those_of_scikit_learn(monkeypatch):
     class Negated(sklearn.decomposition.PCA):
         def fit(self, *given, **named):
             super().fit(*given, **named)
-            self.components_ = -self.components_
+            self.components_ = -self.components_  # pyright: ignore[reportOptionalOperand]
             return self
 
     vectors = made()
