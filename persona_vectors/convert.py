@@ -174,13 +174,14 @@ def _own_cap(path: Path, shape: ModelShape | None) -> Source:
     """The vectors and bounds of a `cap.json` of eval.capping."""
     from persona_vectors.capping import load_cap, read_cap
 
-    model_name = shape.name if shape else read_cap(path)[0]["model"]
+    content, _steps = read_cap(path)
+    model_name = shape.name if shape else content["model"]
     cap = load_cap(path, model_name)
     vectors = {step.layer: step.vector for step in cap.steps}
     if len(vectors) < len(cap.steps):
         raise ValueError(f"{path} caps a layer twice; other tools' files hold one vector a layer")
     bounds = {step.layer: (step.floor, step.ceiling) for step in cap.steps}
-    beside = {"positions": cap.positions, "model": model_name}
+    beside = {"positions": cap.positions, "model": model_name, "vectors": content["vectors"]}
     return Source("ours", vector_file(path, vectors, "hidden_states"), bounds=bounds, told=beside)
 
 

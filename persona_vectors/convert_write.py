@@ -27,12 +27,15 @@ def check_target(path: str | Path, format: Format, source: Source) -> Path:
     """`path`, if a file of that format can be written there.
 
     Raises:
-        ValueError: another ending, or the source's own file or sidecar would be replaced.
+        ValueError: another ending, or the source's own file, its sidecar or a cap's vectors would be replaced.
     """
     path = check_output_path(path, [".gguf"] if format == "gguf" else [".pt"])
-    taken = {source.file.path.resolve(), sidecar_path(source.file.path).resolve()}
+    own = [source.file.path]
+    if source.file.path.suffix == ".json":
+        own.append(source.file.path.parent / source.told["vectors"])
+    taken = {one.resolve() for file in own for one in (file, sidecar_path(file))}
     if {path.resolve(), sidecar_path(path).resolve()} & taken:
-        raise ValueError(f"{path} would replace {source.file.path} or its sidecar; give another name")
+        raise ValueError(f"{path} would replace {' or '.join(map(str, own))} or its sidecar; give another name")
     return path
 
 

@@ -233,6 +233,8 @@ def test_a_capping_config_becomes_a_cap_of_ours_and_one_of_theirs_again(llama: s
     assert [(step.layer, step.floor, step.ceiling) for step in found.steps] == [(1, None, 0.5), (2, None, -1.0)]
     assert torch.equal(found.steps[1].vector, torch.eye(D_MODEL)[1] * 3) and not found.note
     assert read_sidecar(tmp_path / "cap" / "axis.pt")["converted"]["bounds"] == {"1": [None, 0.5], "2": [None, -1.0]}
+    with pytest.raises(ValueError, match="axis.pt would replace .*give another name"):  # the cap's own vectors
+        main(str(tmp_path / "cap" / "cap.json"), str(tmp_path / "cap" / "axis.pt"), "capping")
     main(str(tmp_path / "cap" / "cap.json"), str(tmp_path / "again.pt"), "capping")
     again = torch.load(tmp_path / "again.pt")
     hidden = torch.randn(3, 4, D_MODEL)
