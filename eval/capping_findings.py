@@ -237,7 +237,7 @@ def sentences(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for task in study.capability[UNCAPPED]:
         row = at[cap, f"capability: {task}"]
         low, high = row["difference_low"], row["difference_high"]
-        says = "no change that its interval excludes" if low is None or low <= 0 <= high else "a change"
+        says = "its interval includes no change" if low is None or low <= 0 <= high else "a change"
         change = f"{row['difference']:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
         before = at[UNCAPPED, f"capability: {task}"]["value"]
         found.append(f"Capability ({task}): {before:.3f} uncapped, {row['value']:.3f} under the cap, {change}: {says}.")

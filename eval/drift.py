@@ -41,7 +41,8 @@ def main(
 
     Args:
         model_name: hub id, model folder or adapter folder.
-        transcripts: .json (a list of messages, {"messages": [...]}, or a list of either) or .jsonl files, several.
+        transcripts: files, several: .json (a list of messages, {"messages": [...]}, or a list of either), or .jsonl
+            ({"messages": [...]} a line).
         vector_path: vector files .pt, one or several; for the assistant axis, positive is towards the assistant.
         layer: hidden_states indices (0 is the embedding output), one or several.
         output_dir: folder for the files; existing ones are replaced.

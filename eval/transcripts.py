@@ -25,8 +25,9 @@ class Transcript:
 def read_transcripts(paths: Sequence[str]) -> list[Transcript]:
     """The conversations of all files, in order.
 
-    A `.json` file holds a list of messages, `{"messages": [...]}`, or a list of either; a `.jsonl` file one of either a
-    line. A conversation is called by its `name` or `id`; without one by its file, and its number there.
+    A `.json` file holds a list of messages, `{"messages": [...]}`, or a list of either; a `.jsonl` file
+    `{"messages": [...]}` a line. A conversation is called by its `name` or `id`; without one by its file, and its
+    number there.
 
     Raises:
         ValueError: one line that names the file, the conversation and what is wrong with it; or two of one name.
@@ -66,7 +67,7 @@ def _conversations(path: Path) -> list[Any]:
 
 
 def _is_message(one: Any) -> bool:
-    return isinstance(one, dict) and "role" in one and "messages" not in one
+    return isinstance(one, dict) and not {"role", "content"}.isdisjoint(one) and "messages" not in one
 
 
 def _messages(one: Any, where: str) -> list[dict[str, str]]:

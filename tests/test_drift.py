@@ -263,6 +263,7 @@ def test_transcripts_in_every_shape_and_back(tmp_path):
         ("x.json", "3", "holds a int"),
         ("x.json", "[]", "no conversation"),
         ("x.json", '[{"messages": []}]', "conversation 1: expected a list of messages"),
+        ("x.json", '[{"content": "x"}]', "message 1 has role None"),
         ("x.json", '[{"role": "bot", "content": "a"}]', "message 1 has role 'bot'"),
         ("x.jsonl", '{"messages": [{"role": "user", "content": 3}]}', "message 1: expected an object"),
         ("x.jsonl", "[1]", "expected a JSON object"),
