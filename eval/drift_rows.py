@@ -122,7 +122,7 @@ def load_directions(model_name: str, paths: Sequence[str], layers: Sequence[int]
             if layer:
                 vector = load_vector_for(model_name, path, layer)
             else:  # which is read, but cannot be steered
-                vector = load_vector(path, layer, d_model=config.hidden_size)
+                vector = load_vector(path, layer, config.hidden_size, config.num_hidden_layers)
             found.append(Direction(path, layer, vector))
     return found
 

@@ -129,7 +129,7 @@ def load_vector_for(model_name: str, vector_path: str, layer: int) -> Float[Tens
         raise ValueError(f"no vector file at {vector_path}; make one with python generate_vec.py")
     config = load_config(model_name)
     check_layer(layer, config.num_hidden_layers, resolve_model(model_name).label)
-    return load_vector(vector_path, layer, d_model=config.hidden_size)
+    return load_vector(vector_path, layer, config.hidden_size, config.num_hidden_layers)
 
 
 def steer_rows(model: PreTrainedModel, steerings: Sequence[Added]) -> SteerRows:

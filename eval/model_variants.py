@@ -84,7 +84,7 @@ def make_variant(
         return Variant(name, config, layer)
     path, at, coef = added
     steering = Steering(Path(path), check_layer(layer if at is None else at, extractor.num_layers, name), coef)
-    load_vector(steering.vector_path, steering.layer, extractor.d_model)
+    load_vector(steering.vector_path, steering.layer, extractor.d_model, extractor.num_layers)
     return Variant(name, config, layer, steering)
 
 
@@ -178,7 +178,7 @@ def _read(
     samples = extractor.samples([people.personas[name] for name, _ in said], [q for _, q in said], list(said.values()))
     steered = nullcontext()
     if (steering := variant.steering) is not None:
-        vector = load_vector(steering.vector_path, steering.layer, extractor.d_model)
+        vector = load_vector(steering.vector_path, steering.layer, extractor.d_model, extractor.num_layers)
         block = block_index(steering.layer)
         steered = ActivationSteerer(extractor.model, vector, coeff=steering.coef, layer_idx=block, positions="all")
     with steered:

@@ -193,7 +193,7 @@ def load_cap(path: str | Path, model_name: str) -> Cap:
             check_layer(step.layer, config.num_hidden_layers, model_name)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        vector = load_vector(vectors, step.layer, d_model=config.hidden_size)
+        vector = load_vector(vectors, step.layer, config.hidden_size, config.num_hidden_layers)
         steps.append(CapStep(step.layer, vector, step.floor, step.ceiling))
     cap = Cap(content["name"], spec[0].positions, tuple(steps))
     if content["model_fingerprint"] != fingerprint(model_name):

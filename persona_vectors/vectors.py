@@ -234,12 +234,14 @@ def load_plain(path: str | Path, expected: str) -> Any:
         raise ValueError(f"{path} is not a plain tensor file (nothing in it was executed); {expected}") from None
 
 
-def load_vector(path: str | Path, layer: int, d_model: int | None = None) -> Float[Tensor, " d_model"]:
+def load_vector(
+    path: str | Path, layer: int, d_model: int | None = None, n_layers: int | None = None
+) -> Float[Tensor, " d_model"]:
     """The vector of one `layer` (a hidden_states index) of a file, float32.
 
     Raises:
-        ValueError: what `load_vectors` refuses, a layer the file does not have, a width other than `d_model`, or a
-            vector that is zero (prompt_last at layer 0).
+        ValueError: what `load_vectors` refuses, a layer the file does not have, a width other than `d_model`, rows for
+            another number of layers than `n_layers`, or a vector that is zero (prompt_last at layer 0).
     """
     vectors = load_vectors(path)
     if not 0 <= layer < len(vectors):
@@ -247,6 +249,10 @@ def load_vector(path: str | Path, layer: int, d_model: int | None = None) -> Flo
     if d_model is not None and vectors.shape[1] != d_model:
         raise ValueError(
             f"{path} has vectors of width {vectors.shape[1]}; the model has {d_model}: use vectors made from this model"
+        )
+    if n_layers is not None and len(vectors) != n_layers + 1:
+        raise ValueError(
+            f"{path} has {len(vectors)} rows; a model of {n_layers} layers has {n_layers + 1}: use vectors made from it"
         )
     if not vectors[layer].any():
         raise ValueError(f"the vector at layer {layer} of {path} is zero; choose another layer")

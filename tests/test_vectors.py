@@ -292,3 +292,6 @@ def test_one_vector_is_checked_against_layer_and_width(tmp_path):
     for layer, d_model, message in [(4, 6, r"layers 0\.\.3"), (-1, 6, "layer -1"), (2, 8, "width 6"), (0, 6, "zero")]:
         with pytest.raises(ValueError, match=message):
             load_vector(path, layer, d_model)
+    with pytest.raises(ValueError, match="has 4 rows; a model of 4 layers has 5"):
+        load_vector(path, 2, 6, n_layers=4)
+    assert load_vector(path, 2, 6, n_layers=3).tolist() == [1.0] * 6
