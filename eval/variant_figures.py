@@ -134,6 +134,11 @@ def measure(models: Sequence[SavedVectors], seed: int = 0) -> Findings:
     return Findings(of_each, clusters, pairs)
 
 
+def _interval(found: AxisEvidence) -> str:
+    """The cosine, with its interval over questions where there is one."""
+    return found.intervals["cosine"].text() if found.intervals else f"{found.cosine.value:.2f}"
+
+
 def table(findings: Findings) -> list[str]:
     """The numbers as lines for a terminal."""
     head = ["model", "cosine(axis, PC1)", "other labels 95th", "p", "roles counted alike, p", "R²", "PC1"]
@@ -141,7 +146,7 @@ def table(findings: Findings) -> list[str]:
     rows = [head]
     for name, one in findings.models.items():
         high = one.cosine.record()["chance_95th"]
-        groups, alike, interval = findings.clusters[name], one.counted_alike, one.intervals["cosine"].text()
+        groups, alike, interval = findings.clusters[name], one.counted_alike, _interval(one)
         rows.append(
             [name, interval, f"{high:.2f}", f"{one.cosine.p:.2g}", f"{alike.p:.2g}", f"{one.r_squared.value:.2f}"]
             + [f"{one.var_explained:.0%}", f"{one.held_out.value:.2f} (p {one.held_out.p:.2g})"]

@@ -1,4 +1,7 @@
-"""How sure the agreement of assistant axis and PC1 is: intervals from resampling questions or personas."""
+"""How sure the agreement of assistant axis and PC1 is: intervals from resampling questions.
+
+Personas are not resampled: a role drawn twice counts twice in PC1, and intervals come out that do not hold the value.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,6 @@ from torch import Tensor
 from persona_vectors.axis import in_their_span
 from persona_vectors.correlation import Estimated
 from persona_vectors.statistics import expanded_percentiles
-
-
-def over_personas(rows: np.ndarray, mask: np.ndarray, n_boot: int, seed: int) -> dict[str, Estimated]:
-    """95% intervals of `agreement`'s three; assistant personas and roles are resampled apart.
-
-    A role drawn twice is counted twice in PC1, so the interval's lower end can be far below the value.
-    """
-    rng = np.random.default_rng(seed)
-    sides = (np.flatnonzero(mask), np.flatnonzero(~mask))
-    drawn = np.array(
-        [
-            agreement(rows[chosen], mask[chosen])
-            for chosen in (np.concatenate([rng.choice(side, len(side)) for side in sides]) for _ in range(n_boot))
-        ]
-    )
-    return _intervals(agreement(rows, mask), drawn, len(sides[1]))
 
 
 def over_questions(

@@ -35,7 +35,7 @@ from persona_vectors.axis import (
     persona_rows,
     unit,
 )
-from persona_vectors.axis_intervals import agreement, over_personas, over_questions
+from persona_vectors.axis_intervals import agreement, over_questions
 from persona_vectors.correlation import Estimated
 from persona_vectors.statistics import auc_columns, random_directions
 
@@ -93,7 +93,8 @@ class AxisEvidence:
         spread: distance of the assistant personas from their mean as a share of that of all personas from theirs (root
             mean squares): near 0 they are one point.
         var_explained: PC1's share of the variance.
-        intervals: 95% intervals of cosine, r_squared and var_explained, from resampling `resampled`.
+        intervals: 95% intervals of cosine, r_squared and var_explained, from resampling questions; {} without
+            vectors by question.
     """
 
     n_personas: int
@@ -108,16 +109,15 @@ class AxisEvidence:
     spread: float
     var_explained: float
     intervals: Mapping[str, Estimated]
-    resampled: str
 
     def sentences(self) -> list[str]:
         """What was found and what it cannot show, for a page or a terminal."""
         n_roles = self.n_personas - self.n_assistant
         k, one = self.n_assistant, f"{self.n_assistant} assistant persona{'s' * (self.n_assistant > 1)}"
-        cosine = self.intervals["cosine"]
+        own = f"{self.intervals['cosine'].text()} over questions; " if self.intervals else ""
         found = [
-            f"cosine of assistant axis and PC1: {cosine.text()} over {self.resampled}; against any {k} personas called "
-            f"the assistant: {self.cosine.text()}",
+            f"cosine of assistant axis and PC1: {own}against any {k} personas called the assistant: "
+            f"{self.cosine.text()}",
             f"R² of the projections: {self.r_squared.text()}; PC1 explains {self.var_explained:.0%} of the variance",
             f"PC1 of the {n_roles} roles alone: cosine {self.held_out.text()}; AUC of {one} against the roles along "
             f"it {self.end.value:.2f}, reached by {np.mean(self.end.null >= self.end.value - 1e-9):.0%} of random "
@@ -144,7 +144,6 @@ class AxisEvidence:
             "assistant_spread": self.spread,
             "var_explained": self.var_explained,
             "intervals": {name: interval.record() for name, interval in self.intervals.items()},
-            "resampled": self.resampled,
         }
 
 
@@ -161,8 +160,7 @@ def axis_evidence(
     """The assistant axis beside every control.
 
     Args:
-        by_question: persona -> one vector a question, the same questions in the same order for all; intervals are then
-            over questions, otherwise over personas.
+        by_question: persona -> one vector a question, the same questions in the same order for all, for intervals.
 
     Raises:
         ValueError: as `axis.assistant_axis`; fewer than three roles; `by_question` with other personas or questions.
@@ -176,10 +174,7 @@ def axis_evidence(
     to_pc1 = np.abs(_chance_cosines(wide, n_random, seed))
     centred = rows - rows.mean(0)
     spread = np.sqrt(((rows[mask] - rows[mask].mean(0)) ** 2).sum(1).mean() / (centred**2).sum(1).mean())
-    if by_question is None:
-        intervals, resampled = over_personas(rows, mask, n_boot, seed), "personas"
-    else:
-        intervals, resampled = over_questions(names, by_question, mask, n_boot, seed), "questions"
+    intervals = {} if by_question is None else over_questions(names, by_question, mask, n_boot, seed)
     return AxisEvidence(
         n_personas=len(names),
         n_assistant=int(mask.sum()),
@@ -193,7 +188,6 @@ def axis_evidence(
         spread=float(spread),
         var_explained=agreement(rows, mask)[2],
         intervals=intervals,
-        resampled=resampled,
     )
 
 

@@ -166,13 +166,12 @@ def test_present_assistants_are_those_with_a_vector():
 
 def test_a_planted_axis_beats_every_control():
     vectors = made(n_roles=19, d=30, shift=12.0, assistants=["a", "b", "c", "d"])
-    found = axis_evidence(vectors, ["a", "b", "c", "d"], n_random=300, n_boot=100)
+    found = axis_evidence(vectors, ["a", "b", "c", "d"], n_random=300)
     assert found.cosine.value > 0.9 and found.cosine.p < 0.01 and found.cosine.exact
     assert found.counted_alike.p == found.as_one.p == 1 / 20
     assert found.random.p < 0.01
     assert found.spread < 0.2
-    low, high = found.intervals["cosine"].low, found.intervals["cosine"].high
-    assert low is not None and high is not None and low <= found.cosine.value <= high + 1e-9
+    assert not found.intervals and "over questions" not in " ".join(found.sentences())
     assert found.cosine.value == pytest.approx(compute_axes(vectors, ["a", "b", "c", "d"])["cosine_sim"])
     assert any("cannot be below 0.05" in sentence for sentence in found.sentences())
 
@@ -231,7 +230,7 @@ def test_intervals_over_questions_shrink_with_more_of_them_and_hold_the_mean():
         by_question = {name: v + noise[name] - noise[name].mean(0) for name, v in vectors.items()}
         found = axis_evidence(vectors, DEFAULTS, by_question, n_random=10, n_boot=200)
         interval = found.intervals["cosine"]
-        assert found.resampled == "questions" and interval.low is not None and interval.high is not None
+        assert interval.low is not None and interval.high is not None
         assert interval.value == pytest.approx(found.cosine.value, abs=1e-5)
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0]

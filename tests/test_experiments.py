@@ -81,7 +81,6 @@ def test_numbers_stand_beside_their_controls(finished):
     results = json.loads((finished[0] / "images" / "quick" / "results.json").read_text())
     assert set(results["models"]) == {"base", "tuned", "steered"} and len(results["pairs"]) == 3
     for one in results["models"].values():
-        assert one["resampled"] == "questions"
         assert {"cosine", "counted_alike", "as_one", "held_out", "end", "random"} <= set(one)
         assert 0 < one["cosine"]["p"] <= 1
     assert {"cosine", "nearest", "axis_cosine", "unmapped"} <= set(results["pairs"][0])
