@@ -52,7 +52,8 @@ def main(
     --cap and eval.serve --default_steering load. The other questions measure: answers under the roles' system prompts,
     and conversations in which the user leads into a role, judged fully, somewhat or none; and capability. A cap on a
     random direction, at the same percentiles of its own projections, is what capping does by itself.
-    Written: cap.json, results.csv, answers.csv, turns.csv, transcripts_<setting>.jsonl (for eval.drift), report.html.
+    Written: cap.json, calibration.csv (the answers behind it), results.csv, answers.csv (to role prompts),
+    ordinary.csv, turns.csv, transcripts_<setting>.jsonl (for eval.drift), report.html.
 
     Args:
         model_name: hub id, model folder or adapter folder.
@@ -83,10 +84,13 @@ def main(
     arguments = dict(locals())
     run = _check(arguments)
 
+    import pandas as pd
+
     from eval.capping_measure import measure
     from eval.capping_roles import Asking, calibrated_caps, check_cap, ordinary_answers, tried
     from eval.finished_answers import Engine
     from persona_vectors.capping import save_cap
+    from persona_vectors.files import write_csv_atomic, write_sidecar
     from persona_vectors.store import Store
 
     with Store() as store:
@@ -102,6 +106,8 @@ def main(
         path = save_cap(cap, output_dir, vector_path=vector_path, model_name=model_name, calibration=own, record=record)
         for step in cap.steps:
             print(f"layer {step.layer}: {step.bounds()} from {len(own[step.layer])} tokens of {len(answers)} answers")
+        table = pd.DataFrame({"prompt": prompts, "answer": answers})
+        write_sidecar(write_csv_atomic(table, path.with_name("calibration.csv")), {"settings": arguments})
         print(f"written to {path}")
         if calibrate_only:
             return

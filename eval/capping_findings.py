@@ -267,6 +267,13 @@ def _range(measure: str, values: Sequence[float | None]) -> str:
     return f"{form.format(min(there))} to {form.format(max(there))}" if len(there) > 1 else form.format(there[0])
 
 
+def ordinary_rows(study: Study) -> Iterator[dict[str, Any]]:
+    """One dict a setting and ordinary answer: of the assistant's own personas to the measured questions."""
+    for setting, answers in study.ordinary.items():
+        for (persona, question), answer in answers.items():
+            yield {"setting": setting, "persona": persona, "question": question, "answer": answer}
+
+
 def answer_rows(study: Study) -> Iterator[dict[str, Any]]:
     """One dict a setting and answer to a role prompt."""
     for setting in study.settings:

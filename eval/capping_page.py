@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 
 from eval.analysis_page import Page, Section, Shown, write
-from eval.capping_findings import Study, answer_rows, asked_turns, result_rows, sentences, talk_share, turn_rows
+from eval.capping_findings import (
+    Study,
+    answer_rows,
+    asked_turns,
+    ordinary_rows,
+    result_rows,
+    sentences,
+    talk_share,
+    turn_rows,
+)
 from eval.capping_roles import UNCAPPED, Tried
 from eval.page import visible
 from eval.results_figures import Figure
@@ -26,8 +35,10 @@ N_SHOWN = 4
 
 
 def write_results(study: Study, personas: Sequence[str], folder: Path, arguments: Mapping[str, Any]) -> list[str]:
-    """results.csv, answers.csv, turns.csv, transcripts_<setting>.jsonl and report.html, with sidecars; the lines to be
-    printed, which name transcripts of an earlier run that are still there."""
+    """The lines to be printed, which name transcripts of an earlier run that are still there.
+
+    Writes results, answers, ordinary, turns (.csv), transcripts_<setting>.jsonl and report.html, with sidecars.
+    """
     record = {
         "settings": dict(arguments),
         "model_fingerprint": fingerprint(arguments["model_name"]),
@@ -35,6 +46,7 @@ def write_results(study: Study, personas: Sequence[str], folder: Path, arguments
     }
     rows = list(result_rows(study))
     tables = {"results": rows, "answers": answer_rows(study), "turns": turn_rows(study, personas)}
+    tables["ordinary"] = ordinary_rows(study)
     for name, table in tables.items():
         write_sidecar(write_csv_atomic(pd.DataFrame(list(table)), folder / f"{name}.csv"), record)
     earlier = set(folder.glob("transcripts_*.jsonl"))

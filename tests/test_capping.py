@@ -391,6 +391,12 @@ def test_the_command_writes_what_it_measured(written):
         assert row["value"] == pytest.approx(
             np.mean([persona_score(*one) for one in zip(own.answer, own.persona, strict=True)])
         )
+    ordinary, calibrated = pd.read_csv(written / "ordinary.csv"), pd.read_csv(written / "calibration.csv")
+    plain = ordinary[ordinary.setting == UNCAPPED].answer.tolist()
+    for setting, own in ordinary.groupby("setting"):
+        row = results[(results.setting == setting) & (results.measure == "ordinary answers unchanged")].iloc[0]
+        assert row["value"] == pytest.approx(np.mean([a == b for a, b in zip(own.answer, plain, strict=True)]))
+    assert len(calibrated) == json.loads((written / "cap.json").read_text())["calibration"]["n_answers"]
     page = (written / "report.html").read_text()
     assert "Capping tiny-persona along assistant_axis" in page and "caps on random directions" in page
     assert "does not tell roles apart: `fully` is said of" in page and "that fully play the role:" not in page
