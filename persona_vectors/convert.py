@@ -162,6 +162,11 @@ def _format_of(path: Path, content: Any, shape: ModelShape | None) -> Format:
             return "ours"
         if shape and rows == shape.n_layers:
             return "assistant-axis"
+        if shape:
+            raise ValueError(
+                f"{path} is a tensor of {rows} rows; {shape.name} has {shape.n_layers} blocks: expected "
+                f"{shape.n_layers} rows (assistant-axis) or {shape.n_layers + 1} (ours)"
+            )
         raise ValueError(
             f"{path} is a tensor of {rows} rows, which may start at the embedding output (ours) or at the first block "
             "(assistant-axis): give --from_format, or --model_name to tell"

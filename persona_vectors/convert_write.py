@@ -176,8 +176,9 @@ def _said(format: Format, source: Source, layers: Sequence[int], shape: ModelSha
     if shape is None and format in ("ours", "assistant-axis"):
         last = source.file.layers[-1]
         said.append(f"taken for a model of {last} layers, the last in the file; --model_name makes it sure")
-    if format == "ours" and 0 not in layers:
-        said.append("row 0 (embedding output) is zero: it is not in the file")
+    n_layers = shape.n_layers if shape else source.file.layers[-1]
+    if format == "ours" and (zero := [str(row) for row in range(n_layers + 1) if row not in layers]):
+        said.append(f"rows that are zero, because they are not in the file: {', '.join(zero)}")
     return said
 
 

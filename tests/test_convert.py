@@ -95,7 +95,8 @@ def test_the_command_goes_there_and_back(format: Format, ours: Path, llama: str,
     assert "block B, counted from 0, is layer B+1" in told["converted"]["numbers"]["to"]
     home = read_sidecar(tmp_path / "home.pt")
     assert home["sign"] == "points from neg to pos" and home["converted"]["formats"] == {"from": format, "to": "ours"}
-    assert "row 0 (embedding output) is zero" in capsys.readouterr().out
+    zero = ", ".join(str(row) for row in range(len(rows)) if not rows[row].any())
+    assert f"not in the file: {zero}" in capsys.readouterr().out
 
 
 def test_what_stands_in_the_files_is_the_number_of_the_block(ours: Path, llama: str, tmp_path: Path):
@@ -303,6 +304,9 @@ def test_a_bare_tensor_needs_a_word_or_the_models_shape(tmp_path: Path):
         torch.save(torch.ones(n_rows, D_MODEL), tmp_path / f"{n_rows}.pt")
     with pytest.raises(ValueError, match="give --from_format, or --model_name"):
         read_source(tmp_path / "3.pt")
+    torch.save(torch.ones(9, D_MODEL), tmp_path / "9.pt")
+    with pytest.raises(ValueError, match=r"9 rows; .* has 3 blocks: expected 3 rows \(assistant-axis\) or 4 \(ours\)"):
+        read_source(tmp_path / "9.pt", shape=SHAPE)
     assert read_source(tmp_path / "3.pt", shape=SHAPE).file.layers == [1, 2, 3]
     assert read_source(tmp_path / "4.pt", shape=SHAPE).file.layers == [0, 1, 2, 3]
     assert read_source(tmp_path / "3.pt", "ours").file.layers == [0, 1, 2]
