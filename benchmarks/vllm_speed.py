@@ -134,7 +134,7 @@ def timings(shape: Shape) -> tuple[dict[str, list[float]], dict[str, list[float]
 
     from persona_vectors.vllm_steering import SteeredLLM
 
-    shared: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 128, **shape.options}
+    shared: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 256, **shape.options}  # what LLM has on a CPU
     if shape.dummy:
         shared["load_format"] = "dummy"
     with tempfile.TemporaryDirectory() as temporary:
