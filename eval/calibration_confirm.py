@@ -57,8 +57,8 @@ class Effect:
 
     @property
     def is_there(self) -> bool:
-        """Both intervals lie above `LEAST_EFFECT`, a rule set before anything was measured."""
-        return min(self.gain.low, self.lead.low) > LEAST_EFFECT
+        """Both intervals lie above `LEAST_EFFECT`; an interval that could not be had (NaN) does not."""
+        return self.gain.low > LEAST_EFFECT and self.lead.low > LEAST_EFFECT
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,10 @@ def _effect(
 ) -> Effect:
     own = by_key["", coef]
     leads = [interval(own - scores) for (name, at), scores in by_key.items() if name and at == coef]
-    return Effect(interval(own - by_key["", 0.0]), min(leads, key=lambda lead: lead.low))
+    least = min(
+        leads, key=lambda lead: -np.inf if np.isnan(lead.low) else lead.low
+    )  # what no judge scored proves nothing
+    return Effect(interval(own - by_key["", 0.0]), least)
 
 
 def _with_crosstalk(found: Calibration, work: Work, steerings: Mapping[Key, Steering | None]) -> Calibration:

@@ -77,7 +77,8 @@ def test_both_ends_are_tried_at_every_share():
 
 @pytest.mark.parametrize(
     ("gain", "lead", "there"),
-    [((9, 5, 13), (8, 4, 12), True), ((0, 0, 0), (0, 0, 0), False), ((9, 5, 13), (2, -1, 5), False)],
+    [((9, 5, 13), (8, 4, 12), True), ((0, 0, 0), (0, 0, 0), False), ((9, 5, 13), (2, -1, 5), False)]
+    + [((9, 5, 13), (math.nan,) * 3, False), ((math.nan,) * 3, (8, 4, 12), False)],  # nothing scored proves nothing
 )
 def test_an_effect_is_above_unsteered_and_random_with_its_whole_interval(gain, lead, there):
     """A coefficient with the trait of the unsteered answers (gain 0) was once kept, and said to have an effect."""

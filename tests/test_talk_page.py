@@ -104,7 +104,8 @@ class Page:
     def open_adding(self) -> None:
         """The section that adds vectors, which is folded at first."""
         self.browser.find_element("xpath", "//button[contains(., 'Add another vector')]").click()
-        self.wait(lambda: self.field("add_file").is_displayed())
+        there = "#add_file input, #add_file textarea"  # drawn only once the section is open
+        self.wait(lambda: any(one.is_displayed() for one in self.browser.find_elements("css selector", there)))
 
     def texts(self, selector: str) -> list[str]:
         script = "return [...document.querySelectorAll(arguments[0])].map(one => one.innerText)"
