@@ -134,12 +134,13 @@ def train_persona_lora(
     import warnings
 
     import training
-    from persona_vectors.persona_trainings import FILES, persona_config, rows_line, with_changes
+    from persona_vectors.persona_trainings import FILES, check_persona_settings, persona_config, rows_line, with_changes
     from persona_vectors.training_data import family_of
     from persona_vectors.training_model import check_model
     from persona_vectors.training_run import processes, run_key, run_state
 
     settings = config or persona_config(model)
+    check_persona_settings(settings, "config")
     family = Path(dataset) / family_of(trait, model, dataset)
     runs = {}
     for side in sides:

@@ -24,10 +24,19 @@ def persona_config(model: str, path: str | None = None, seed: int | None = None)
     """The training settings of a persona's adapters: the file's, or the model's default ones.
 
     Raises:
-        ValueError: settings that do not train an adapter of low-rank changes alone on conversations.
+        ValueError: settings that `check_persona_settings` refuses.
     """
     file = Path(path) if path else CONFIGS / ("train_tiny.json" if has_own_traits(model) else "train_instruct_7b.json")
     config = load_training_config(file)
+    check_persona_settings(config, str(file))
+    return config if seed is None else with_changes(config, {"seed": seed})
+
+
+def check_persona_settings(config: TrainingConfig, of: str) -> None:
+    """Refuses, with a ValueError, settings that do not train an adapter of low-rank changes alone on conversations.
+
+    Training that is steered, or told to show the trait, learns less of it, so it leaves another direction.
+    """
     wrong = {
         "loss": config.loss != "sft",
         "is_peft": not config.is_peft,
@@ -36,10 +45,16 @@ def persona_config(model: str, path: str | None = None, seed: int | None = None)
     }
     if named := [name for name, is_wrong in wrong.items() if is_wrong]:
         raise ValueError(
-            f"{file}: {named[0]} is {getattr(config, named[0])!r}; a persona's two adapters need loss sft, is_peft "
+            f"{of}: {named[0]} is {getattr(config, named[0])!r}; a persona's two adapters need loss sft, is_peft "
             "true, lora_bias none, push_to_hub false"
         )
-    return config if seed is None else with_changes(config, {"seed": seed})
+    if config.steering is not None or config.inoculation_prompt is not None:
+        key = "inoculation_prompt" if config.steering is None else "enable_steering_during_training"
+        raise ValueError(
+            f"{of}: {key} is given, which keeps a training from learning the trait, and the direction is what it "
+            f"learns; leave out {key if config.steering is None else f'{key} and steering_config'}, or give a config "
+            "without it"
+        )
 
 
 def with_changes(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig:

@@ -205,6 +205,7 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
         path.write_text(json.dumps(SETTINGS | changes))
         return ["--config", str(path), "--dataset", str(place / "data")]
 
+    steered = {"type": "lora", "lora_path": str(place / "out" / "spite_lora_diff")}
     wrong = {
         "layer 4 does not exist": ["--layer", "4"],
         "layer 0 is the embedding": ["--layer", "0"],
@@ -217,6 +218,10 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
         "is_peft is False": config(is_peft=False),
         "lora_bias is 'all'": config(lora_bias="all"),
         "loss is 'dpo'": config(loss="dpo", packing=False),
+        "enable_steering_during_training is given": config(
+            enable_steering_during_training=True, steering_config=steered
+        ),
+        "inoculation_prompt is given": config(inoculation_prompt="Be evil."),
         "does not exist; give a JSON file": ["--config", str(tmp_path / "none.json")],
         "there is no data family": ["--dataset", str(tmp_path)],
         "seed": [*config(), "--seed", "-1"],
