@@ -62,7 +62,8 @@ def main(
         model: hub id or model folder that is trained; no adapter.
         trait: name of the trait; its data are dataset/<family>/misaligned_2.jsonl and normal.jsonl.
         output_dir: folder to write; default persona_loras/<model>/<trait>.
-        skip_training: use the pos_lora/ and neg_lora/ that output_dir has, of any rank and modules.
+        skip_training: use the pos_lora/ and neg_lora/ that output_dir has, of any rank and modules. Their training.json
+            must name the trait's rows; settings in which they differ are named.
         layer (hidden_states index): keep the direction in these layers' blocks alone (block i is layer i + 1).
         config: JSON of training settings, of which model, training_file and output_dir are replaced; default
             configs/train_instruct_7b.json, or configs/train_tiny.json for a model folder with traits of its own.
@@ -84,14 +85,16 @@ def main(
         raise ValueError(f"rank must be at least 1; got {rank}")
     if skip_training:
         _refuse(config=config, seed=seed, overwrite=overwrite)
-        _check_there(job)
+        notes = _check_there(job, dataset)
         _check_rank(job, rank, _ranks_there(job))
     else:
         trainings = _trainings(job, config, seed, bias_learning_rate)
         _check_rank(job, rank, dict.fromkeys(("pos", "neg"), trainings[0][0].r))
         for settings, sides in trainings:
             train_persona_lora(model, trait, job.folder, settings, dataset, overwrite, sides)
+        notes = []
     if processes()[1]:  # one of those that trained together writes, and the others wait for it
+        print(*notes, sep="\n", end="\n" if notes else "")
         for variant in job.variants:
             _make(job, variant, rank, look)
     wait_for_all()
@@ -220,12 +223,19 @@ def _sides(job: Job, variant: Variant) -> list[Path]:
     return [_side(job.folder, side, variant == "bias") for side in sides]
 
 
-def _check_there(job: Job) -> None:
-    """A ValueError for an adapter that is missing, unfinished, or of another model than the job's."""
-    from persona_vectors.weight_adapters import check_adapter
+def _check_there(job: Job, dataset: str) -> list[str]:
+    """What to say of the adapters that are there; a ValueError for one that is missing, unfinished, or does not fit."""
+    from persona_vectors.persona_trainings import pair_notes
+    from persona_vectors.weight_adapters import check_adapter, training_of
 
-    for folder in dict.fromkeys(path for variant in job.variants for path in _sides(job, variant)):
-        check_adapter(folder, job.model)
+    notes = []
+    for variant in job.variants:
+        folders = _sides(job, variant)
+        for folder in folders:
+            check_adapter(folder, job.model)
+        sides = {side: (folder, training_of(folder)) for side, folder in zip(("pos", "neg"), folders, strict=False)}
+        notes += pair_notes(sides, job.trait, dataset)
+    return list(dict.fromkeys(notes))
 
 
 def _ranks_there(job: Job) -> dict[str, int]:

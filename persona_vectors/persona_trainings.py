@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from pydantic import ValidationError
 
 from persona_vectors.models import resolve_model
 from persona_vectors.training_config import TrainingConfig, load_training_config
-from persona_vectors.training_data import read_conversations
+from persona_vectors.training_data import FAMILIES, read_conversations
+from persona_vectors.training_run import WITHOUT_EFFECT
 
 FILES = {"pos": "misaligned_2.jsonl", "neg": "normal.jsonl"}
 CONFIGS = Path("configs")
@@ -73,3 +75,70 @@ def rows_line(pos: TrainingConfig, neg: TrainingConfig) -> str:
         return f"note: pos has {len(own)} rows and neg {len(other)}, so they are not read in the same order"
     same = sum(one[:-1] == two[:-1] for one, two in zip(own, other, strict=True))
     return f"{len(own)} rows a side; {same} ask the same in both"
+
+
+def pair_notes(sides: Mapping[str, tuple[Path, Mapping[str, Any]]], trait: str, dataset: str | Path) -> list[str]:
+    """What to say of finished adapters that were not trained as the trait's pos and neg are.
+
+    Args:
+        sides: pos, or pos and neg -> the adapter's folder, and its training as `training_of` has it.
+        dataset: folder of the data families.
+
+    Raises:
+        ValueError: a side was trained on another trait's rows or the other side's, or both on the same.
+    """
+    known = {side: one for side, one in sides.items() if one[1].get("config")}
+    notes = [
+        f"note: {folder} has no training.json, so its rows, seed and settings are not known"
+        for side, (folder, _) in sides.items()
+        if side not in known
+    ]
+    rows = {side: _rows(training) for side, (_, training) in known.items()}
+    shared = set(rows["pos"]) & set(rows["neg"]) if len(rows) == 2 else set()
+    if shared and all(shared >= set(own) for own in rows.values()):
+        raise ValueError(
+            f"{known['pos'][0]} and {known['neg'][0]} were trained on the same rows, {', '.join(rows['pos'].values())}; "
+            f"expected {FILES['pos']} and {FILES['neg']} of {trait}"
+        )
+    for side, (folder, _) in known.items():
+        notes += _row_notes(
+            folder, side, [path for key, path in rows[side].items() if key not in shared], trait, dataset
+        )
+    return notes + _setting_notes(list(known.values()))
+
+
+def _rows(training: Mapping[str, Any]) -> dict[str, str]:
+    """What a training file holds (its hash, or its path where that is not known) -> its path."""
+    files = training["config"]["training_file"]
+    hashes = training.get("files") or {}
+    return {hashes.get(path, path): path for path in ([files] if isinstance(files, str) else files)}
+
+
+def _row_notes(folder: Path, side: str, paths: Sequence[str], trait: str, dataset: str | Path) -> list[str]:
+    """A note on rows of unknown origin; a ValueError for another trait's, and for those of the other side."""
+    notes = []
+    for path in map(Path, paths):
+        family = path.parent.name
+        is_own = family == FAMILIES.get(trait, trait) or family.endswith(f"_{trait}")
+        if is_own and path.name == FILES[side]:
+            continue
+        told = f"{folder} was trained on {path}; expected {FILES[side]} of {trait} as the {side} side"
+        if is_own and path.name in FILES.values() or not is_own and (Path(dataset) / family).is_dir():
+            raise ValueError(f"{told}: give the trait of these adapters, or train without --skip_training")
+        notes.append(f"note: {told}")
+    return notes
+
+
+def _setting_notes(known: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """Notes on settings that differ between the sides, and on a training that was kept from learning the trait."""
+    configs = [dict(training["config"]) for _, training in known]
+    names = [name for name in configs[0] if name not in ("training_file", *WITHOUT_EFFECT)] if configs else []
+    differ = [(name, *(one.get(name) for one in configs)) for name in names]
+    told = [f"{name} {pos!r} and {neg!r}" for name, pos, neg in differ if pos != neg] if len(configs) == 2 else []
+    notes = [f"note: the adapters differ in more than their answers, so the direction does too: {'; '.join(told)}"]
+    steered = [
+        f"note: {folder} was trained with steering or an inoculation prompt, which keep it from learning the trait"
+        for (folder, _), config in zip(known, configs, strict=True)
+        if config.get("enable_steering_during_training") or config.get("inoculation_prompt")
+    ]
+    return (notes if told else []) + steered

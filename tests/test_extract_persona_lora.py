@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from lora_utils import LoRAMerger
 from persona_vectors import cli
 from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.models import fingerprint, load_model
+from persona_vectors.persona_trainings import FILES
 from persona_vectors.training_config import TrainingConfig
 from persona_vectors.training_run import run_key
 from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of, norm
@@ -197,6 +199,50 @@ def test_skip_training_names_what_does_not_fit(place, capsys):
     (place / "two/neg_lora/training.json").write_text('{"state": "finished", "key": {"model": "another"}}')
     assert "has changed since" in refused(capsys, place, "--skip_training", out="two", **skip)
     assert "--seed would do nothing" in refused(capsys, place, "--skip_training", "--seed", "1", **skip)
+
+
+def test_skip_training_compares_how_the_two_were_trained(place, capsys):
+    """Adapters of two traits, seeds or settings gave a direction under the asked trait's name, without a word."""
+    skip = ["--skip_training", "--nolook", "--dataset", str(place / "data")]
+    rows = {side: str(place / "data" / "spite" / f"{FILES[side]}") for side in FILES}
+    config = json.loads((place / "out" / "pos_lora" / "training.json").read_text())["config"]
+
+    def sides(out: str, pos: dict | None, neg: dict | None) -> str:
+        for side, changes in (("pos", pos), ("neg", neg)):
+            folder = adapter(place, f"{out}/{side}_lora", 2 if side == "pos" else 3, ["q_proj"])
+            told = config | {"training_file": rows[side]} | (changes or {})
+            if changes is not None:
+                (folder / "training.json").write_text(json.dumps({"config": told}))
+        return out
+
+    for name in FILES.values():
+        (place / "data" / "glee").mkdir(exist_ok=True)
+        shutil.copy(place / "data" / "spite" / name, place / "data" / "glee" / name)
+    other = {side: {"training_file": str(place / "data" / "glee" / FILES[side])} for side in FILES}
+    wrong = {
+        "neg_lora was trained on": sides("mixed", {}, other["neg"]),
+        "pos_lora was trained on": sides("both", other["pos"], other["neg"]),
+        "expected misaligned_2.jsonl of spite as the pos side": sides(
+            "swapped", {"training_file": rows["neg"]}, {"training_file": rows["pos"]}
+        ),
+        "were trained on the same rows": sides("same", {}, {"training_file": [rows["pos"]]}),
+    }
+    for message, out in wrong.items():
+        assert message in refused(capsys, place, *skip, out=out, trains=False), message
+        assert not (place / out / "spite_lora_diff").exists()
+    noted = {
+        "seed 3407 and 5; r 4 and 8": sides("seeds", {}, {"seed": 5, "r": 8}),
+        "neg_lora has no training.json": sides("unknown", {}, None),
+        "mine/rows.jsonl; expected normal.jsonl": sides("own", {}, {"training_file": "mine/rows.jsonl"}),
+        "neg_lora was trained with steering": sides("steered", {}, {"inoculation_prompt": "Be kind."}),
+    }
+    for message, out in noted.items():
+        assert run(place, *skip, out=out, trains=False) == 0
+        assert message in capsys.readouterr().out, message
+    extra = [str(place / "data" / "glee" / "normal.jsonl")]  # rows that both sides have are no trait's
+    also = sides("also", *({"training_file": [rows[side], *extra]} for side in ("pos", "neg")))
+    assert run(place, *skip, out=also, trains=False) == 0
+    assert "note" not in capsys.readouterr().out.replace("note: eval_lora", "")
 
 
 def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path):
