@@ -31,6 +31,7 @@ from eval.results_figures import (
     quality_layers,
     steering_figure,
 )
+from eval.sweep_summary import left_out_text
 from persona_vectors.page_plots import swatch
 
 TEMPLATE = "results.html.j2"
@@ -104,7 +105,12 @@ def _slopes(study: Study) -> list[str]:
     lines = []
     for one in found:
         slope, wrong = one.get("slope"), one.get("wrong_way")
-        if one.get("control") or not (isinstance(slope, dict) and isinstance(wrong, dict)) or not _has_mean(slope):
+        if one.get("control") or not (isinstance(slope, dict) and isinstance(wrong, dict)):
+            continue
+        name = vector_name(str(one.get("vector"))) + place(one.get("layer"))
+        if not _has_mean(slope):
+            if one.get("left_out"):
+                lines.append(f"{name}: no slope, which needs two coherent coefficients{left_out_text([one])}.")
             continue
         random = [
             other["wrong_way"]["mean"]
@@ -112,11 +118,10 @@ def _slopes(study: Study) -> list[str]:
             if other.get("control") and other.get("layer") == one.get("layer") and _has_mean(other.get("wrong_way"))
         ]
         beside = f"; of random directions, {min(random):.0%} to {max(random):.0%} do" if random else ""
-        name = vector_name(str(one.get("vector"))) + place(one.get("layer"))
         share = f"{wrong['mean']:.0%}" if _has_mean(wrong) else "an unknown share"
         lines.append(
             f"{name}: {slope['mean']:+.1f} points of {study.trait} a unit of coef; {share} of {one.get('n_used')} "
-            f"samples move the wrong way{beside}."
+            f"samples move the wrong way{left_out_text([one])}{beside}."
         )
     return lines
 

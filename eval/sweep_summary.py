@@ -11,10 +11,13 @@ import numpy as np
 from eval.sweep import Setting, short_name
 from eval.sweep_answers import Answered
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
-from persona_vectors.steerability import Steerability, frontier, steerability
+from persona_vectors.steerability import frontier, steerability
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_UNKNOWN: dict[str, float | None] = {"mean": None, "low": None, "high": None}
+NO_SLOPE: dict[str, Any] = {"slope": _UNKNOWN, "wrong_way": _UNKNOWN, "n_used": 0, "n_samples": 0}
 
 
 def sweep_table(found: Sequence[Answered]) -> pd.DataFrame:
@@ -44,7 +47,7 @@ def sweep_findings(found: Sequence[Answered], trait: str, min_coherence: float) 
     summaries = setting_summaries(found, trait)
     return {
         "sweep": summaries,
-        "steerability": steerabilities(found, trait),
+        "steerability": steerabilities(found, summaries, trait, min_coherence),
         "frontier": find_frontier(summaries, trait, min_coherence),
     }
 
@@ -73,38 +76,41 @@ def described(interval: Interval) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
-def steerabilities(found: Sequence[Answered], trait: str) -> list[dict[str, Any]]:
+def steerabilities(
+    found: Sequence[Answered], summaries: Sequence[dict[str, Any]], trait: str, min_coherence: float
+) -> list[dict[str, Any]]:
     """For each vector and random direction at each layer: the slope of each sample's score over the coefficient.
 
-    The unsteered run, where there is one, is coefficient 0 of all of them. Samples are paired by question id and
-    number. Where fewer than two coefficients were run there is nothing to say.
+    The unsteered run, where there is one, is coefficient 0 of all of them. Steered settings below `min_coherence` are
+    left out (`left_out`), as in the frontier: the judge's score of broken text is no effect of the trait. Samples are
+    paired by question id and number. Where fewer than two coefficients were run there is nothing to say; where fewer
+    than two are coherent, the slope is null.
     """
     base = [one for one in found if one.setting.is_baseline]
-    groups: dict[tuple, list[Answered]] = {}
-    for one in found:
+    groups: dict[tuple, list[tuple[Answered, bool]]] = {}
+    for one, summary in zip(found, summaries, strict=True):
         if one.setting.steering is not None:
             key = (one.setting.vector, one.setting.matched, one.setting.control, one.setting.layer)
-            groups.setdefault(key, []).append(one)
+            coherence = summary["coherence"]["mean"]
+            groups.setdefault(key, []).append((one, coherence is not None and coherence >= min_coherence))
     described_groups = []
     for (vector, _matched, control, layer), steered in groups.items():
-        members = [*base, *steered]
-        if len(members) < 2:
+        if len(base) + len(steered) < 2:
             continue
-        found_one = _steerability(members, trait)
+        members = [*base, *(one for one, coherent in steered if coherent)]
         described_groups.append(
             {
                 **{"vector": vector, "layer": layer, "control": control},
                 "coefs": sorted(one.setting.coef for one in members),
-                "slope": described(found_one.slope),
-                "wrong_way": described(found_one.wrong_way),
-                "n_used": found_one.n_used,
-                "n_samples": found_one.n_samples,
+                "left_out": sorted(one.setting.coef for one, coherent in steered if not coherent),
+                "min_coherence": min_coherence,
+                **(_steerability(members, trait) if len(members) > 1 else NO_SLOPE),
             }
         )
     return described_groups
 
 
-def _steerability(members: Sequence[Answered], trait: str) -> Steerability:
+def _steerability(members: Sequence[Answered], trait: str) -> dict[str, Any]:
     """Of samples that are the same question, system prompt and random stream under every setting."""
     columns, questions = [], {}
     for one in members:
@@ -113,7 +119,9 @@ def _steerability(members: Sequence[Answered], trait: str) -> Steerability:
         columns.append(dict(zip(keys, one.table[trait], strict=True)))
         questions |= dict(zip(keys, one.table["question"], strict=True))
     scores = np.array([[column.get(key, np.nan) for column in columns] for key in questions], dtype=float)
-    return steerability([one.setting.coef for one in members], scores, list(questions.values()))
+    found = steerability([one.setting.coef for one in members], scores, list(questions.values()))
+    intervals = {"slope": described(found.slope), "wrong_way": described(found.wrong_way)}
+    return {**intervals, "n_used": found.n_used, "n_samples": found.n_samples}
 
 
 def find_frontier(summaries: Sequence[dict[str, Any]], trait: str, min_coherence: float) -> dict[str, Any]:
@@ -185,20 +193,32 @@ def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]
     lines = []
     own = [one for one in found if not one["control"]]
     for one in own:
-        lines.append(
-            f"steerability of {_name(one)}{_at(one['layer'])}: {_text(one['slope'], sign=True)} points of {trait} "
-            f"a unit of coef; {_share(one['wrong_way'])} of {one['n_used']} samples move the wrong way"
+        what = (
+            f"{_text(one['slope'], sign=True)} points of {trait} a unit of coef; {_share(one['wrong_way'])} of "
+            f"{one['n_used']} samples move the wrong way"
         )
+        if len(one["coefs"]) < 2:
+            what = "no slope, which needs two coherent coefficients"
+        lines.append(f"steerability of {_name(one)}{_at(one['layer'])}: {what}{left_out_text([one])}")
     for layer in sorted({one["layer"] for one in found if one["control"]}, key=lambda layer: layer or 0):
-        random = [one for one in found if one["control"] and one["layer"] == layer and one["n_used"]]
+        there = [one for one in found if one["control"] and one["layer"] == layer]
+        random = [one for one in there if one["n_used"]]
         if random:
             slopes = [round(one["slope"]["mean"], 1) + 0.0 for one in random]
             shares = [one["wrong_way"]["mean"] for one in random]
             lines.append(
                 f"steerability of {len(random)} random directions{_at(layer)}: {min(slopes):+.1f} to "
-                f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way"
+                f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way{left_out_text(there)}"
             )
     return lines
+
+
+def left_out_text(found: Sequence[dict[str, Any]]) -> str:
+    """` (without coef 4, 8: coherence below 75)`; nothing where all settings counted."""
+    coefs = sorted({coef for one in found for coef in one.get("left_out", [])})
+    if not coefs:
+        return ""
+    return f" (without coef {', '.join(f'{coef:g}' for coef in coefs)}: coherence below {found[0]['min_coherence']:g})"
 
 
 def frontier_line(found: dict[str, Any], trait: str) -> str:

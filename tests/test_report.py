@@ -287,6 +287,16 @@ def test_samples_that_move_the_wrong_way_are_counted(tmp_path, capsys):
     )
 
 
+def test_the_slope_says_which_coefficients_were_too_broken_for_it(tmp_path, capsys):
+    kind = {"vector": VECTOR, "control": "", "layer": 3, "left_out": [4.0, 8.0], "min_coherence": 75.0}
+    slopes = [{**kind, "n_used": 8, "slope": {"mean": 42.0}, "wrong_way": {"mean": 0.0}}]
+    slopes.append({**kind, "layer": 2, "n_used": 0, "slope": {"mean": None}, "wrong_way": {"mean": None}})
+    put(tmp_path / "a.csv", sweep(), {"steerability": slopes})
+    text = text_of(page_of(tmp_path, capsys))
+    assert "0% of 8 samples move the wrong way (without coef 4, 8: coherence below 75)." in text
+    assert "layer 2: no slope, which needs two coherent coefficients (without coef 4, 8" in text
+
+
 def test_published_tables_of_one_setting_make_a_curve(tmp_path):
     """One file a setting, as published: the sidecar says how each was steered."""
     put(tmp_path / "evil_coef0.csv", answers(10), coef=0.0, layer=3, vector_path=VECTOR)

@@ -18,7 +18,9 @@ from eval.eval_persona import load_persona_questions
 from eval.model_utils import Steering, steer_rows
 from eval.residual_norm import residual_norms
 from eval.sweep import Grid, Setting, Study, check_grid, expand, in_norm_units
+from eval.sweep_answers import Answered
 from eval.sweep_files import plan_outputs
+from eval.sweep_summary import steerability_lines, sweep_findings
 from persona_vectors import cli
 from persona_vectors.blocks import read_blocks
 from persona_vectors.models import load_config, load_model
@@ -58,7 +60,7 @@ def run(world, tiny_persona, tmp_path):
 def swept(world):
     """The lists of a sweep: 1 + 2 layers x 2 coefs x (vector + 1 random) + prompt = 10 settings."""
     vector = {"vector_path": str(world / "humorous.pt"), "layer": [2, 3], "coef": [0, 1, 2]}
-    return vector | {"control": ["random", "prompt"], "n_random": 1}
+    return vector | {"control": ["random", "prompt"], "n_random": 1, "min_coherence": 5}
 
 
 def nothing_more(monkeypatch):
@@ -117,7 +119,7 @@ def test_a_sweep_is_one_table_of_what_each_setting_is_alone(run, swept, tmp_path
     assert (tmp_path / "one_layer3_coef2.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
     beside = json.loads((tmp_path / "one_layer3_coef2.csv.json").read_text())
     assert beside["settings"] == own["settings"] and beside["summary"] == own["summary"]
-    assert json.loads((tmp_path / "one_sweep.json").read_text())["frontier"]["min_coherence"] == 75
+    assert json.loads((tmp_path / "one_sweep.json").read_text())["frontier"]["min_coherence"] == 5
 
     run("one_layer3_coef2.csv", **swept | {"layer": 3, "coef": 2, "control": None})  # it is that run's table
     with pytest.raises(ValueError, match="one_coef0.csv holds a run with other seed"):
@@ -154,7 +156,8 @@ def check_record(record, table, vector):
     slopes = (two["humorous"].to_numpy() - base["humorous"].to_numpy()) / 2  # by least squares over 0, 1, 2
     assert len(base) == len(one) == len(two) and base["question_id"].tolist() == two["question_id"].tolist()
     assert found["slope"]["mean"] == pytest.approx(slopes.mean()) and found["coefs"] == [0, 1, 2]
-    coherent = [row for row in record["sweep"] if row["vector"] and row["coherence"]["mean"] >= 75]
+    assert min(row["coherence"]["mean"] for row in record["sweep"]) >= 5
+    coherent = [row for row in record["sweep"] if row["vector"] and row["coherence"]["mean"] >= 5]
     best = max((row["humorous"]["mean"] for row in coherent), default=None)
     assert (record["frontier"]["steered"] or {"humorous": {"mean": None}})["humorous"]["mean"] == best
 
@@ -167,7 +170,39 @@ def check_printed(printed):
         *("unsteered", "humorous.pt", "humorous.pt", "random1", "random1"),
         *("humorous.pt", "humorous.pt", "random1", "random1", "prompt"),
     ]
-    assert "steerability of humorous.pt at layer 2" in printed and "highest humorous at coherence >= 75" in lines[-1]
+    assert "steerability of humorous.pt at layer 2" in printed and "highest humorous at coherence >= 5" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "broken, kept", [([25.0, 12.0], [0, 2]), ([25.0, 90.0], [0, 2, 8]), ([90.0, 90.0], [0, 2, 4, 8])]
+)
+def test_broken_text_takes_no_part_in_the_slope(broken, kept):
+    traits = {0: [10.0, 8.0], 2: [96.0, 94.0], 4: [5.0, 3.0], 8: [2.0, 1.0]}
+    coherences = dict(zip(traits, [95.0, 90.0, *broken], strict=True))
+    lines, record = slope_of(traits, coherences)
+    scores = np.array([traits[coef] for coef in kept])  # (n_coefs, 2)
+    expected = np.polyfit(kept, scores, 1)[0].mean()
+    assert record["coefs"] == kept and record["slope"]["mean"] == pytest.approx(expected)
+    out = [coef for coef in traits if coef not in kept]
+    said = f"(without coef {', '.join(map(str, out))}: coherence below 75)"
+    assert record["left_out"] == out and (said if out else "") in lines[0] and ("without" in lines[0]) == bool(out)
+
+
+def test_with_one_coherent_coefficient_there_is_no_slope():
+    lines, record = slope_of({0: [10.0, 8.0], 4: [5.0, 3.0]}, {0: 95.0, 4: 20.0})
+    assert record["slope"]["mean"] is None and record["n_used"] == 0
+    assert "no slope, which needs two coherent coefficients (without coef 4: coherence below 75)" in lines[0]
+
+
+def slope_of(traits, coherences):
+    """The lines and the record of a vector's settings: coefficient -> the scores of two questions, and coherence."""
+    found = []
+    for coef, scores in traits.items():
+        setting = Setting(coef, 3, "v.pt", steering=Steering(torch.ones(4), 3, coef)) if coef else Setting()
+        rows = {"question_id": ["q_0", "q_1"], "question": ["a", "b"], "evil": scores, "coherence": coherences[coef]}
+        found.append(Answered(setting, pd.DataFrame(rows), []))
+    findings = sweep_findings(found, "evil", 75.0)
+    return steerability_lines(findings["steerability"], "evil"), findings["steerability"][0]
 
 
 def test_several_traits_are_one_job_with_a_table_each(run, world, tiny_persona, tmp_path, monkeypatch):
