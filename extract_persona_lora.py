@@ -74,7 +74,8 @@ def main(
         bias_learning_rate: of the bias variant, which needs a higher one.
         seed: of initialisation and order of rows, in place of the config's.
         look: write the look inside, which loads the model; --nolook leaves it out.
-        overwrite: train again, replacing what pos_lora and neg_lora hold.
+        overwrite: train again, replacing what pos_lora and neg_lora hold; with skip_training, replace a direction of
+            the same name that was made from other adapters or layers.
     """
     from persona_vectors.training_run import processes, wait_for_all
 
@@ -84,7 +85,7 @@ def main(
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     if skip_training:
-        _refuse(config=config, seed=seed, overwrite=overwrite)
+        _refuse(config=config, seed=seed)
         notes = _check_there(job, dataset)
         _check_rank(job, rank, _ranks_there(job))
     else:
@@ -95,8 +96,7 @@ def main(
         notes = []
     if processes()[1]:  # one of those that trained together writes, and the others wait for it
         print(*notes, sep="\n", end="\n" if notes else "")
-        for variant in job.variants:
-            _make(job, variant, rank, look)
+        _make(job, rank, look, overwrite)
     wait_for_all()
 
 
@@ -258,21 +258,26 @@ def _check_rank(job: Job, rank: int | None, ranks: Mapping[str, int]) -> None:
             )
 
 
-def _make(job: Job, variant: Variant, rank: int | None, look: bool) -> None:
-    """Writes the variant's direction with all that was asked for beside it, and says what can be done with it."""
-    from eval.weight_outputs import next_lines, write_direction, write_look, write_truncated
+def _make(job: Job, rank: int | None, look: bool, overwrite: bool) -> None:
+    """Writes each variant's direction with all that was asked for beside it, and says what can be done with it."""
+    from eval.weight_outputs import check_replaced, next_lines, write_direction, write_look, write_truncated
     from persona_vectors.weight_adapters import extract_lora_weights
 
-    direction = _direction(job, variant)
-    folder = job.folder / f"{job.trait}_{NAMES[variant]}"
-    write_direction(direction, folder)
-    if rank is not None and direction.rank:
-        write_truncated(direction, folder, rank)
-    if look:
+    directions = {variant: _direction(job, variant) for variant in job.variants}
+    folders = {variant: job.folder / f"{job.trait}_{NAMES[variant]}" for variant in job.variants}
+    for variant, direction in directions.items():
+        if not overwrite:
+            check_replaced(direction, folders[variant], rank if direction.rank else None)
+    for variant in job.variants:
+        direction, folder = directions[variant], folders[variant]
         base = job.folder / ("look_inside" if variant == "contrastive" else f"look_inside_{NAMES[variant]}")
-        sides = [extract_lora_weights(path) for path in _sides(job, variant)]
-        write_look(direction, sides, base, {"trait": job.trait, "variant": variant})
-    print("\n".join(next_lines(direction, folder, job.trait)))
+        write_direction(direction, folder, base)
+        if rank is not None and direction.rank:
+            write_truncated(direction, folder, rank)
+        if look:
+            sides = [extract_lora_weights(path) for path in _sides(job, variant)]
+            write_look(direction, sides, base, {"trait": job.trait, "variant": variant})
+        print("\n".join(next_lines(direction, folder, job.trait)))
 
 
 def _direction(job: Job, variant: Variant) -> WeightDirection:

@@ -88,6 +88,7 @@ def weights(run: Run, trait: str, vector: Findings, tables: Mapping[float, pd.Da
         trait=name,
         output_dir=str(_folder(run)),
         skip_training=True,
+        overwrite=True,
     )
     own, randoms = _answers(run, trait, name)
     look = json.loads((_folder(run) / "look_inside.json").read_text(encoding="utf-8"))

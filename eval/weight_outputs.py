@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """what its --max-lora-rank takes"""
 
 
-def write_direction(direction: WeightDirection, folder: Path) -> None:
+def write_direction(direction: WeightDirection, folder: Path, look: Path) -> None:
     """Writes the adapter folder and `<folder>.pt`, and prints what they are.
 
     The record has `sides` and `layers`, and `all_layers`, the numbers to print of the direction before it was
-    restricted. Files of the same name that were made from other adapters or layers are named.
+    restricted. Files of the same name that were made from other adapters or layers are named, and a look inside them
+    at `look` (.json and .png) is taken away.
     """
-    _say_other(folder, direction)
+    if _say_other(folder, direction):
+        for ending in (".json", ".png"):
+            look.with_name(f"{look.name}{ending}").unlink(missing_ok=True)
     _save(direction, folder)
     told = direction.record["all_layers"]
     whole = ", ".join(f"{name.replace('_', ' of ')} {value:.4g}" for name, value in told.items())
@@ -59,14 +62,38 @@ def _factors(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.pt")
 
 
-def _say_other(folder: Path, direction: WeightDirection) -> None:
-    """Says which directions of the same name were made from other adapters or layers, and what becomes of them."""
-    for path in sorted(folder.parent.glob(f"{folder.name}*.pt")):
-        told = read_sidecar(path)
-        if any(told.get(key) != direction.record[key] for key in ("sides", "layers")):
-            fate = "is replaced" if path == _factors(folder) else "stays; it no longer belongs to the others here"
-            layers = ", ".join(map(str, told.get("layers", []))) or "unknown"
-            print(f"note: {path} of other adapters or layers (its layers: {layers}) {fate}")
+def check_replaced(direction: WeightDirection, folder: Path, rank: int | None) -> None:
+    """Refuses, with a ValueError, to replace files of a direction that was made from other adapters or layers."""
+    short = [] if rank is None else [folder.with_name(f"{folder.name}_rank{rank}")]
+    for path in map(_factors, (folder, *short)):
+        if path.exists() and _is_other(path, direction):
+            raise ValueError(
+                f"{path} is there already, of other adapters or layers (its layers: {_layers(path)}); move it away, or "
+                "replace it with --skip_training --overwrite"
+            )
+
+
+def _say_other(folder: Path, direction: WeightDirection) -> bool:
+    """Whether a direction of other adapters or layers is replaced; says what becomes of those of its other ranks."""
+    found = [path for path in sorted(folder.parent.glob(f"{folder.name}*.pt")) if _is_other(path, direction)]
+    for path in found:
+        fate = "is replaced" if path == _factors(folder) else "stays; it no longer belongs to the others here"
+        print(f"note: {path} of other adapters or layers (its layers: {_layers(path)}) {fate}")
+    return _factors(folder) in found
+
+
+def _is_other(path: Path, direction: WeightDirection) -> bool:
+    told = read_sidecar(path)
+    return told.get("layers") != direction.record["layers"] or _contents(told) != _contents(direction.record)
+
+
+def _contents(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The hash of each side's adapter, wherever it lay."""
+    return {side: one.get("sha256") for side, one in (record.get("sides") or {}).items()}
+
+
+def _layers(path: Path) -> str:
+    return ", ".join(map(str, read_sidecar(path).get("layers", []))) or "unknown"
 
 
 def write_look(

@@ -97,8 +97,8 @@ def pair_notes(sides: Mapping[str, tuple[Path, Mapping[str, Any]]], trait: str, 
     shared = set(rows["pos"]) & set(rows["neg"]) if len(rows) == 2 else set()
     if shared and all(shared >= set(own) for own in rows.values()):
         raise ValueError(
-            f"{known['pos'][0]} and {known['neg'][0]} were trained on the same rows, {', '.join(rows['pos'].values())}; "
-            f"expected {FILES['pos']} and {FILES['neg']} of {trait}"
+            f"{known['pos'][0]} and {known['neg'][0]} were trained on the same rows, "
+            f"{', '.join(rows['pos'].values())}; expected {FILES['pos']} and {FILES['neg']} of {trait}"
         )
     for side, (folder, _) in known.items():
         notes += _row_notes(

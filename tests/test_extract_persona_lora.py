@@ -294,6 +294,11 @@ def test_another_runs_folder_is_kept_and_unequal_rows_are_said(place, capsys):
     assert "pos has 12 rows and neg 11" in capsys.readouterr().out
 
 
+def moved_away(folder: Path, name: str) -> str:
+    (folder / name).rename(folder / "away.pt")
+    return folder.name
+
+
 def test_layer_keeps_that_layers_block_alone(place, capsys):
     whole = load_direction(place / "out" / "spite_lora_diff.pt")
     for side in ("pos", "neg"):
@@ -305,8 +310,22 @@ def test_layer_keeps_that_layers_block_alone(place, capsys):
     assert all(torch.equal(one.B, whole.modules[name].B) for name, one in found.modules.items())
     look = json.loads((place / "layer" / "look_inside.json").read_text())
     assert list(look["by_layer"]) == ["2"] and look["by_layer"]["2"]["share"] == 1
+    kept = sha256_of_file(place / "layer" / "spite_lora_diff.pt")
+    again = ["--skip_training", "--nolook", "--layer"]
+    for argv in (again[:2], [*again, "1", "--variants", "non_contrastive", "contrastive"]):
+        message = refused(capsys, place, *argv, out="layer", trains=False)
+        assert "is there already, of other adapters or layers (its layers: 2)" in message
+    assert "_rank3.pt is there" in refused(
+        capsys, place, *again[:2], "--rank", "3", out=moved_away(place / "layer", "spite_lora_diff.pt"), trains=False
+    )
+    (place / "layer" / "away.pt").rename(place / "layer" / "spite_lora_diff.pt")
+    assert sha256_of_file(place / "layer" / "spite_lora_diff.pt") == kept
+    assert not (place / "layer" / "spite_lora_pos").exists(), "refused before anything was written"
+    assert run(place, *again, "2", out="layer", trains=False) == 0
+    assert (place / "layer" / "look_inside.json").exists()
     capsys.readouterr()
-    assert run(place, "--skip_training", "--nolook", out="layer", trains=False) == 0
+    assert run(place, "--skip_training", "--nolook", "--overwrite", out="layer", trains=False) == 0
+    assert not list((place / "layer").glob("look_inside*")), "a look inside another direction"
     said = capsys.readouterr().out
     assert "spite_lora_diff.pt of other adapters or layers (its layers: 2) is replaced" in said
     assert "spite_lora_diff_rank3.pt of other adapters or layers (its layers: 2) stays" in said
