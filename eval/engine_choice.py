@@ -17,18 +17,22 @@ def settle_engine(
     """What `asked` comes to: of auto vLLM where it is installed and can compute all of this, otherwise Hugging Face.
 
     Several models are sampled with one engine, whose answers compare. Where an installed vLLM is not taken, a printed
-    line says why.
+    line says why; a model whose training has not ended is named in another.
 
     Raises:
         ValueError: no such model; vLLM was asked for and is not here, or cannot compute this; one line.
     """
+    from persona_vectors.models import load_config, resolve_model, unfinished_note
+
+    names = list(dict.fromkeys(models))
+    for note in filter(None, map(unfinished_note, names)):
+        print(f"note: {note}", flush=True)
     if choose_engine(asked) == "hf":
         return "hf"
     from eval.vllm_answers import check_servable
-    from persona_vectors.models import load_config, resolve_model
     from persona_vectors.vllm_adapters import check_config
 
-    found = {model: (resolve_model(model), load_config(model)) for model in models}
+    found = {model: (resolve_model(model), load_config(model)) for model in names}
     try:
         _check_device(device_map)
         for model, (source, config) in found.items():

@@ -11,7 +11,7 @@ import numpy as np
 from eval.weight_projection_trainings import shared_notes
 from persona_vectors.blocks import check_layer
 from persona_vectors.files import sha256_of_file
-from persona_vectors.models import fingerprint, load_config, resolve_model
+from persona_vectors.models import fingerprint, load_config, resolve_model, unfinished_note
 from persona_vectors.weight_direction import WeightDirection
 from persona_vectors.weight_files import load_direction
 from persona_vectors.weight_hooks import find_modules, skeleton
@@ -63,6 +63,7 @@ def compute_projection_dataset(
     notes = check_original(original_model, directions, layers)
     shifts = {name: open_shift(path, original_model) for name, path in models.items()}
     notes += check_shifts(original_model, shifts)
+    notes += filter(None, map(unfinished_note, models.values()))
     notes += shared_notes(models, dict(zip(directions, paths, strict=True)))
     found = project(shifts, directions, layers=layers, n_random=n_random, seed=seed, progress=progress)
     records = []

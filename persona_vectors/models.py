@@ -86,6 +86,22 @@ def _model_folder(path: Path) -> Path:
     return checkpoints[max(checkpoints)]
 
 
+def unfinished_note(name: str) -> str | None:
+    """What to say of a training folder whose latest checkpoint is taken before its last step; None of any other model.
+
+    Who names a checkpoint itself has chosen it.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir() or (taken := _model_folder(path)) == path:
+        return None
+    state = taken / "trainer_state.json"
+    told = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    step, last = told.get("global_step"), told.get("max_steps")
+    if step is None or last is None or step >= last:
+        return None
+    return f"{name} is not trained to the end: its {taken.name} is taken, of {last} steps; training.py goes on with it"
+
+
 def _adapter_base(folder: Path) -> str:
     """The base model an adapter names; a relative path counts from the working folder, then from the adapter."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")

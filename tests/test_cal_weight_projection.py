@@ -34,7 +34,8 @@ def place(tmp_path_factory) -> Path:
     for i, amount in enumerate(AMOUNTS):
         change = combine([(direction, float(amount)), (random_like(direction, i), 1.0)])
         save_adapter(replace(change, base=base), place / "models" / f"m{i}")
-    adapter(base, place / "models" / "peft" / "checkpoint-7")
+    unfinished = Path(adapter(base, place / "models" / "peft" / "checkpoint-7"))
+    (unfinished / "trainer_state.json").write_text(json.dumps({"global_step": 7, "max_steps": 60}))
     save(place / "models" / "full", seed=1)
     (place / "models" / "plots").mkdir()
     (place / "models" / "readme.txt").write_text("no model")
@@ -91,6 +92,7 @@ def test_a_folder_of_models_and_several_directions(place, capsys):
     assert set(table.direction) == {"d", "other"} and not table.cosine.isna().any()
     told = capsys.readouterr().out
     assert "skipped plots: " in told and "holds no model" in told
+    assert f"note: {place / 'models' / 'peft'} is not trained to the end: its checkpoint-7 is taken, of 60" in told
     assert refused(capsys, place, "--finetuned_models_dir", str(place / "models")).endswith("another --output_path")
 
 

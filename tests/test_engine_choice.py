@@ -110,6 +110,16 @@ def test_a_model_that_is_not_there_is_a_mistake_of_its_own(asked, capsys):
     assert not capsys.readouterr().out
 
 
+def test_a_model_whose_training_has_not_ended_is_named_once(tmp_path, capsys):
+    folder = tmp_path / "run" / "checkpoint-20"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 20, "max_steps": 60}))
+    assert settle_engine("hf", [TINY, str(tmp_path / "run"), str(tmp_path / "run")]) == "hf"
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"note: {tmp_path / 'run'} is not trained to the end: its checkpoint-20")
+
+
 @pytest.mark.usefixtures("installed")
 def test_without_a_registry_nothing_is_said_of_models(tmp_path, model_of):
     (tmp_path / "vllm" / "model_executor" / "models" / "registry.py").unlink()

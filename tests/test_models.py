@@ -10,7 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from persona_vectors.models import fingerprint, load_config, load_model, looks_local, resolve_dtype, resolve_model
+from persona_vectors.models import (
+    fingerprint,
+    load_config,
+    load_model,
+    looks_local,
+    resolve_dtype,
+    resolve_model,
+    unfinished_note,
+)
 from tests.tiny_models import tiny_model, word_tokenizer
 
 LORA = LoraConfig(r=2, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -92,6 +100,19 @@ def test_the_latest_checkpoint_of_a_training_folder(tmp_path):
     (tmp_path / "run" / "checkpoint-500").mkdir()  # not finished: holds no model
     assert resolve_model(str(tmp_path / "run")).base == str(tmp_path / "run" / "checkpoint-100")
     assert resolve_model(str(tmp_path / "run")).label == "run"
+
+
+@pytest.mark.parametrize("last", [20, 60])
+def test_a_training_that_has_not_ended_is_named_where_its_checkpoint_is_taken(tmp_path, base, last):
+    run = tmp_path / "run"
+    (run / "checkpoint-20").mkdir(parents=True)
+    (run / "checkpoint-20" / "config.json").write_text("{}")
+    assert unfinished_note(str(run)) is None  # nothing says where it was to end
+    (run / "checkpoint-20" / "trainer_state.json").write_text(json.dumps({"global_step": 20, "max_steps": last}))
+    said = f"{run} is not trained to the end: its checkpoint-20 is taken, of 60 steps; training.py goes on with it"
+    assert unfinished_note(str(run)) == (said if last == 60 else None)
+    for chosen in (str(run / "checkpoint-20"), str(base), "org/hub-id", "models/none"):
+        assert unfinished_note(chosen) is None
 
 
 @pytest.mark.parametrize(
