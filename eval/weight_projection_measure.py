@@ -19,6 +19,11 @@ from persona_vectors.weight_projection import Part, Projection, project
 from persona_vectors.weight_shifts import AdapterShift, Shift, open_shift
 
 Record = dict[str, Any]
+ALONE = (
+    "one model alone: any finetuning of this kind shares more with a direction that was trained than random directions "
+    "do, so a cosine beyond theirs is no sign of the trait; put a model that was finetuned on plain data beside it "
+    "(--finetuned_models_dir)"
+)
 
 
 def compute_single_projection(
@@ -72,6 +77,8 @@ def compute_projection_dataset(
         records.append({**told, "layers": None if layers is None else list(layers), **_numbers(one)})
         if one.cosine is None:
             notes.append(f"{model} has the weights of {original_model}{_at(layers)}, so its cosine is not defined")
+    if len(models) == 1:
+        notes.append(ALONE)
     return records, list(dict.fromkeys(notes))
 
 

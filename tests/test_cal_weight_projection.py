@@ -80,6 +80,7 @@ def test_one_model(place, capsys, name):
     assert sidecar["sources"][str(place / "d.pt")] == sha256_of_file(place / "d.pt") and path in sidecar["sources"]
     told = capsys.readouterr().out
     assert f"{wanted.cosine:+.4f}" in told and "6 of 6" in told
+    assert told.count("note: one model alone: any finetuning of this kind shares more") == 1
     single = compute_single_projection(str(place / "base"), path, str(place / "d.pt"), n_random=4)
     assert single["total_projection"] == pytest.approx(found["total_projection"])
 
@@ -91,7 +92,7 @@ def test_a_folder_of_models_and_several_directions(place, capsys):
     table = pd.read_csv(place / "out.csv")
     assert set(table.direction) == {"d", "other"} and not table.cosine.isna().any()
     told = capsys.readouterr().out
-    assert "skipped plots: " in told and "holds no model" in told
+    assert "skipped plots: " in told and "holds no model" in told and "one model alone" not in told
     assert f"note: {place / 'models' / 'peft'} is not trained to the end: its checkpoint-7 is taken, of 60" in told
     assert refused(capsys, place, "--finetuned_models_dir", str(place / "models")).endswith("another --output_path")
 
