@@ -31,6 +31,7 @@ COLORS = {ACTIVATION: plots.VECTOR, WEIGHTS: plots.SERIES[1]}
 MARKERS = {ACTIVATION: "o", WEIGHTS: "^"}
 NAMES = {ACTIVATION: "activation: coef * v", WEIGHTS: "weights (lora): coef * D"}
 YLIM = (-3, 103)
+RANDOM = "random, of |v| or of |D| in the weights"
 N_QUESTIONS = 4
 CHANGE = ("cosine with v", "projection on v/|v|", "norm of the change", "over hidden norm")
 
@@ -87,7 +88,7 @@ def comparison_png(found: Comparison) -> Png:
         xlabel="coherence (number: coefficient)", ylabel=trait, title="frontier", xlim=_coherences(found), ylim=YLIM
     )
     axes[1].axhline(asked.min_coherence, color=plots.INK, linewidth=0.9, linestyle=":")
-    axes[1].plot([], [], color=plots.RANDOM, linestyle="--", linewidth=0.8, label="random of the same norm")
+    axes[1].plot([], [], color=plots.RANDOM, linestyle="--", linewidth=0.8, label=RANDOM)
     axes[1].legend(frameon=False, fontsize=8, loc="best")
     return figure
 
@@ -120,8 +121,9 @@ def write_report(found: Comparison) -> Path:
         title=f"{found.checked.name} of {asked.model}: steering by a vector and by weights",
         lead=(
             f"{Path(asked.activation_vector_path).name} added at layer {asked.layer}, and "
-            f"{Path(asked.lora_diff_path).name} added to the weights, each by its coefficients, beside random ones of "
-            f"the same norm; the trait's eval questions, with the same random numbers in every setting, scored by "
+            f"{Path(asked.lora_diff_path).name} added to the weights, each by its coefficients, beside random vectors "
+            "of the same norm and random directions of the same singular values; the trait's eval questions, with the "
+            "same random numbers in every setting, scored by "
             f"{asked.judge_model}."
         ),
         sentences=found.sentences(),
@@ -207,7 +209,7 @@ def _behavior_figure(found: Comparison) -> Figure:
         label = title or f"{trait} against coherence"
         limits: Mapping[str, Any] = {"ylim": YLIM} if x == "coef" else {"ylim": YLIM, "xlim": _coherences(found)}
         panels.append((label, chart(series, xlabel, title or trait, label, **limits)))
-    legend = [*((LOOKS[method], NAMES[method]) for method in METHODS), ("random", "random of the same norm")]
+    legend = [*((LOOKS[method], NAMES[method]) for method in METHODS), ("random", RANDOM)]
     return Figure(
         "Means, with 95% intervals by question; the unsteered answers are coefficient 0 of both.", panels, legend
     )

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from eval.sweep_summary import described
+from eval.text_table import between
 from lora_utils import LoRAMerger
 from persona_vectors.activations import mean_activations
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
@@ -171,9 +172,11 @@ def space_lines(spaces: Spaces) -> list[str]:
         f"({outside} of {len(there)} layers are beyond the {spaces.band:.2f} of 95% of random vectors)"
     ]
     if random:
+        most = max(spaces.changes, key=lambda one: one.norm)
         lines.append(
             f"{len(spaces.random)} random directions of the same singular values: |cosine| up to {max(random):.2f} at "
-            "any layer"
+            f"any layer; at layer {most.layer} they move the responses' mean activation by "
+            f"{between([other[most.layer].norm for other in spaces.random])}, the weights' direction by {most.norm:.3g}"
         )
     return lines
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.compare_behavior import Behavior, Run, compare_behavior_vs_coefficient
 from eval.compare_frontier import Agreed, Frontier, agreement, clearest, find_frontier
 from eval.compare_settings import ACTIVATION, METHODS, WEIGHTS, Checked, control_seed
-from eval.text_table import aligned
+from eval.text_table import aligned, between
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,11 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """What was found, in words."""
-        found = [*frontier_lines(self.frontier, self.checked.name), *agreement_lines(self)]
+        found = frontier_lines(self.frontier, self.checked.name)
+        best = self.frontier.best.get(WEIGHTS)
+        if best is not None:
+            found += control_lines(self.behavior.receipts.get("receipts", []), best.coef)
+        found += agreement_lines(self)
         if self.latency is not None:
             found += latency_lines(self.latency, self.memory_note)
         if self.spaces is not None:
@@ -217,6 +221,29 @@ def frontier_lines(found: Frontier, trait: str) -> list[str]:
             "chosen on the same answers, and the best of several flatters both methods"
         )
     return lines
+
+
+WEAKER = 0.8
+"""a random direction that changes less than this share of what D changes is no push of the same size"""
+
+
+def control_lines(receipts: Sequence[Mapping[str, Any]], coef: float) -> list[str]:
+    """How far the weights' direction and the random ones move the modules' outputs, which their norm does not say.
+
+    Empty where no receipt says it, as with vLLM.
+    """
+    there = [one for one in receipts if one["coef"] == coef and "relative_change" in one]
+    own = [one["relative_change"] for one in there if not one["control"]]
+    random = [one["relative_change"] for one in there if one["control"]]
+    if not own or not random:
+        return []
+    text = (
+        f"the random directions have D's norm in the weights; in the activations, at coef {coef:g}, they change the "
+        f"modules' outputs by {between(random)} of their size, and D by {own[0]:.3g}"
+    )
+    if max(random) < WEAKER * own[0]:
+        text += ": they push less hard than D, so their score is no control of an equal push"
+    return [text]
 
 
 def agreement_lines(found: Comparison) -> list[str]:

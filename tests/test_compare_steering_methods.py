@@ -27,7 +27,7 @@ from eval.compare_frontier import agreement, clearest, find_frontier, next_sampl
 from eval.compare_latency import VARIANTS, latency_table, measure_latency
 from eval.compare_settings import ACTIVATION, WEIGHTS, Asked, check
 from eval.compare_spaces import analyze_space_relationship, random_cosine, space_lines
-from eval.compare_steps import Comparison, unfinished
+from eval.compare_steps import Comparison, control_lines, unfinished
 from eval.eval_persona import eval_batched
 from eval.finished_answers import Engine
 from eval.model_utils import Steering, WeightSteering
@@ -167,6 +167,8 @@ def test_the_page_holds_table_figures_and_answers(done):
     page = (done / "report.html").read_text()
     for text in ("lora random1", "<svg", "lora dynamic", "cosine with v", "lora, coef 2", "unsteered"):
         assert text in page
+    assert "the random directions have D&#39;s norm in the weights; in the activations, at coef 2" in page
+    assert "they move the responses&#39; mean activation by" in page and "of the same norm;" not in page
     for name in ("cosine with v", "projection on v/|v|", "norm of the change", "over hidden norm"):
         assert f">{name}</th>" in page and f">{name}, random directions</th>" in page
     last = json.loads((done / "space_analysis.json").read_text())["layers"][-1]
@@ -312,6 +314,20 @@ def test_the_frontier_is_the_highest_coherent_trait_of_steered_settings_and_its_
     assert found.record()["lora_random"] is None
     alone = find_frontier(runs, "evil", 76)
     assert set(alone.best) == {ACTIVATION} and alone.difference is None
+
+
+def test_how_hard_the_random_directions_push_is_said_in_the_activations():
+    def receipt(control, change, coef=2.0):
+        return {"control": control, "coef": coef, "relative_change": change}
+
+    vector = {"control": "", "coef": 2.0, "expected": 9.0}
+    own = [vector, receipt("", 0.9, coef=1.0), receipt("", 0.131)]
+    weak = control_lines([*own, receipt("random1", 0.07), receipt("random2", 0.075)], 2.0)
+    assert "at coef 2, they change the modules' outputs by 0.07 to 0.075 of their size, and D by 0.131" in weak[0]
+    assert weak[0].endswith("their score is no control of an equal push")
+    equal = control_lines([*own, receipt("random1", 0.13)], 2.0)
+    assert "by 0.13 of" in equal[0] and "push less" not in equal[0]
+    assert control_lines([vector], 2.0) == [] == control_lines(own, 2.0)
 
 
 def test_agreement_is_of_settings_with_like_means_beside_another_sample_and_the_next_coefficient():
