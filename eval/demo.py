@@ -1,6 +1,6 @@
 """The whole method on one page: vectors of a few traits, what they do, and what random directions do instead.
 
-    python -m eval.demo --model models/tiny-persona --judge_model models/tiny-persona --traits evil humorous
+    python -m eval.demo --model models/tiny-persona --judge_model models/tiny-judge --traits evil humorous
 
 Each step is a published command, printed before it runs; only the controls (held-out AUC, random directions) are the
 demo's own. Finished answers and scores come from the store, so an interrupted run goes on.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from eval.findings import Findings
     from eval.prevention_rows import Comparison
 
-TINY = "models/tiny-persona"
+TINY, TINY_JUDGE = "models/tiny-persona", "models/tiny-judge"
 
 
 def main(
     model: str = TINY,
-    judge_model: str = TINY,
+    judge_model: str | None = None,
     traits: list[str] = ["evil", "humorous"],  # noqa: B006 (read only; cli shows it)
     output_dir: str = "results/demo",
     layer: int | None = None,
@@ -54,7 +54,8 @@ def main(
 
     Args:
         model: chat model: hub id or folder.
-        judge_model: an OpenAI model, a served model, or a local folder or hub id scored in process.
+        judge_model: an OpenAI model, a served model, or a local folder or hub id scored in process; default
+            models/tiny-judge for models/tiny-persona, and the model itself for another.
         traits: names of traits, or paths of trait JSON files.
         output_dir: folder for tables, vectors, figures and report.html; what the demo wrote there before is replaced.
         layer: hidden_states index to steer; default two thirds of the depth.
@@ -74,6 +75,7 @@ def main(
             step starts vLLM anew, which takes longer than sampling so few answers of a small model.
     """
     started = time.monotonic()
+    judge_model = judge_model or _own_judge(model)
     names = _check(model, judge_model, traits, output_dir, coefs, n_per_question, n_random, max_tokens)
     if finetune_steps is not None and finetune_steps < 1:
         raise ValueError("--finetune_steps must be at least 1")
@@ -223,14 +225,28 @@ def _write_report(
     return path
 
 
+def _is_tiny(model: str) -> bool:
+    return Path(model).name == Path(TINY).name
+
+
+def _own_judge(model: str) -> str:
+    """The embedded judge, where it stands beside the embedded model; otherwise the model itself."""
+    beside = Path(model).with_name(Path(TINY_JUDGE).name)
+    return str(beside) if _is_tiny(model) and beside.is_dir() else model
+
+
 def _notes(run: Run) -> list[str]:
     """What a reader must know about this run."""
     notes = []
-    if Path(run.model).name == Path(TINY).name:
+    if _is_tiny(run.model):
         notes.append(
             "The model is a few million parameters, trained on a made-up language to show how the method works and is "
-            "checked. It is no evidence about large models. Its model card says what its scores are worth as a judge: "
-            "least on coherence."
+            "checked. It is no evidence about large models."
+        )
+    if Path(run.judge_model).name == Path(TINY_JUDGE).name:
+        notes.append(
+            "The judge is the same model, trained further to rate answers by that language's rules; its card "
+            f"({run.judge_model}/README.md) says how well it follows them."
         )
     if run.judge_model == run.model:
         notes.append("The judge is the same model, so read the answers too.")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finetuning with and without the trait's vector added in training, and with a random direction; then all compared.
 # bash scripts/train_with_prevention.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [CONFIG] [STEERED_CONFIG] [CONTROL_CONFIG]
-#   [further arguments of eval.prevention]        on a laptop: 0 models/tiny-persona evil models/tiny-persona \
+#   [further arguments of eval.prevention]        on a laptop: 0 models/tiny-persona evil models/tiny-judge \
 #   configs/train_tiny.json configs/train_tiny_steer.json configs/train_tiny_random.json
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/train_with_prevention.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [CONFIG] [STEERED_CONFIG] [CONTROL_CONFIG]}

@@ -248,9 +248,19 @@ def test_the_script_passes_gpu_model_and_judge(tmp_path):
     plain = script()
     assert plain[:3] == ["0", "-m", "eval.demo"]
     given = cli.parse(demo.main, plain[3:])
-    assert (given["model"], given["judge_model"], given["traits"]) == (demo.TINY, demo.TINY, ["evil", "humorous"])
+    assert (given["model"], given["traits"]) == (demo.TINY, ["evil", "humorous"])
+    assert "judge_model" not in given  # left to the command: test_a_judge_of_its_own
     other = script("3", "org/chat", "gpt-4.1-mini-2025-04-14")
     assert other[0] == "3"
     given = cli.parse(demo.main, other[3:])
     assert (given["model"], given["judge_model"]) == ("org/chat", "gpt-4.1-mini-2025-04-14")
-    assert cli.parse(demo.main, script("1", "org/chat")[3:])["judge_model"] == "org/chat"
+    assert "judge_model" not in cli.parse(demo.main, script("1", "org/chat")[3:])
+
+
+def test_a_judge_of_its_own(tmp_path, monkeypatch):
+    """The embedded model has one beside it; a copy without it, or any other model, judges itself."""
+    monkeypatch.chdir(ROOT)
+    assert demo._own_judge("models/tiny-persona") == "models/tiny-judge"
+    assert demo._own_judge(str(ROOT / "models" / "tiny-persona")) == str(ROOT / "models" / "tiny-judge")
+    assert demo._own_judge(str(tmp_path / "tiny-persona")) == str(tmp_path / "tiny-persona")
+    assert demo._own_judge("org/chat") == "org/chat"

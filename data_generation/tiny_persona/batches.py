@@ -71,13 +71,16 @@ def _group(rows: list[list[int]], lengths: np.ndarray, tokens: int) -> Iterator[
         yield group
 
 
-def collate(sequences: Sequences, rows: list[list[int]], pad_id: int, device: torch.device) -> Batch:
-    width = padded(max(int(sequences.lengths[row].sum()) for row in rows))
-    ids = np.full((len(rows), width), pad_id, np.int64)
-    weights = np.zeros((len(rows), width), np.float32)
+def laid_out(sequences: Sequences, rows: list[list[int]], values: np.ndarray, fill: int, dtype: str) -> np.ndarray:
+    """`values`, one a token of all sequences, as the batch's rows have them; `fill` on the padding."""
+    out = np.full((len(rows), padded(max(int(sequences.lengths[row].sum()) for row in rows))), fill, dtype)
     for index, row in enumerate(rows):
         spans = [slice(sequences.starts[number], sequences.starts[number + 1]) for number in row]
-        length = int(sequences.lengths[row].sum())
-        ids[index, :length] = np.concatenate([sequences.ids[span] for span in spans])
-        weights[index, :length] = np.concatenate([sequences.weights[span] for span in spans])
+        out[index, : int(sequences.lengths[row].sum())] = np.concatenate([values[span] for span in spans])
+    return out
+
+
+def collate(sequences: Sequences, rows: list[list[int]], pad_id: int, device: torch.device) -> Batch:
+    ids = laid_out(sequences, rows, sequences.ids, pad_id, "int64")
+    weights = laid_out(sequences, rows, sequences.weights, 0, "float32")
     return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device))

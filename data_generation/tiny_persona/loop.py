@@ -7,11 +7,12 @@ the uninterrupted one would.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,6 +56,11 @@ class Totals:
         for name, (total, n) in other.sums.items():
             before = self.sums.get(name, (0.0, 0))
             self.sums[name] = (before[0] + total, before[1] + n)
+
+    @classmethod
+    def of(cls, losses: Tensor, masks: dict[str, Tensor]) -> "Totals":
+        seen = losses.detach()
+        return cls({name: (float(seen[mask].sum()), int(mask.sum())) for name, mask in masks.items()})
 
     def means(self) -> dict[str, float]:
         return {name: total / max(1, n) for name, (total, n) in self.sums.items()}
@@ -118,32 +124,53 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / min(WARMUP, steps)) * (0.02 + 0.98 * cosine)
 
 
+def losses_that_count(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropies of the positions with a weight (and of a few more, of weight 0), and those weights."""
+    weights = weights.reshape(-1)
+    counted = weights.argsort(descending=True, stable=True)  # those that count, then enough others for a round number
+    counted = counted[: -(-int((weights > 0).sum()) // ROUND) * ROUND]
+    logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[counted]).float()
+    return F.cross_entropy(logits, targets.reshape(-1)[counted], reduction="none"), weights[counted]
+
+
 def weighted_loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, "Totals"]:
     """Summed weighted loss, and for the log the unweighted (sum, count) over answer tokens and over score tokens."""
     hidden = model.model(input_ids=batch.ids).last_hidden_state[:, :-1]
-    weights = batch.weights[:, 1:].reshape(-1)
-    counted = weights.argsort(descending=True, stable=True)  # those that count, then enough others for a round number
-    counted = counted[: -(-int((weights > 0).sum()) // ROUND) * ROUND]
-    weights = weights[counted]
-    logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[counted]).float()
-    losses = F.cross_entropy(logits, batch.ids[:, 1:].reshape(-1)[counted], reduction="none")
+    losses, weights = losses_that_count(model, hidden, batch.ids[:, 1:], batch.weights[:, 1:])
     masks = {"answer": (weights > 0) & (weights < SCORE_WEIGHT), "score": weights >= SCORE_WEIGHT}
-    seen = losses.detach()
-    totals = Totals({name: (float(seen[mask].sum()), int(mask.sum())) for name, mask in masks.items()})
-    return (losses * weights).sum(), totals
+    return (losses * weights).sum(), Totals.of(losses, masks)
+
+
+def dialogue_loss(
+    model: PreTrainedModel, sequences: Sequences, rows: list[list[int]], stage: Stage, generator: torch.Generator
+) -> tuple[Tensor, float, "Totals"]:
+    """The loss of the assistant's turns under residual noise, the sum of its weights, and what the log is told."""
+    batch = collate(sequences, rows, int(model.config.pad_token_id), next(model.parameters()).device)
+    noise = ResidualNoise(decoder_blocks(model), stage.noise_share, stage.noise_norm)
+    with noise.on(batch, generator):
+        loss, parts = weighted_loss(model, batch)
+    return loss, float(batch.weights[:, 1:].sum()), parts
+
+
+Loss = Callable[[PreTrainedModel, Any, list[list[int]], Stage, torch.Generator], tuple[Tensor, float, Totals]]
 
 
 def train_stage(
-    model: PreTrainedModel, sequences: Sequences, stage: Stage, checkpoint: Path, rank: int = 0, world: int = 1
+    model: PreTrainedModel,
+    sequences: Sequences,
+    stage: Stage,
+    checkpoint: Path,
+    rank: int = 0,
+    world: int = 1,
+    loss_of: Loss = dialogue_loss,
 ) -> list[dict[str, float]]:
     """Trains `model` in place and returns the log, one entry every LOG_EVERY steps."""
     device = next(model.parameters()).device
-    blocks = decoder_blocks(model)
-    noise = ResidualNoise(blocks, stage.noise_share, stage.noise_norm)
     opts = optimizers(model, stage)
     start, log = _resume(checkpoint, stage, model, opts)
     batches = islice(batch_rows(sequences.lengths, stage.batch_tokens, stage.seed), start * MICRO_BATCHES, None)
-    pad_id = int(model.config.pad_token_id)
     totals = Totals({})
     model.train()
     for step in tqdm(range(start, stage.steps), stage.name, initial=start, total=stage.steps, disable=rank > 0):
@@ -154,12 +181,11 @@ def train_stage(
         for micro, rows in enumerate(islice(batches, MICRO_BATCHES)):
             if micro % world != rank:
                 continue
-            batch = collate(sequences, rows, pad_id, device)
             generator = torch.Generator().manual_seed((stage.seed * 1_000_003 + step) * MICRO_BATCHES + micro)
-            with torch.autocast(device.type, torch.bfloat16), noise.on(batch, generator):
-                loss, parts = weighted_loss(model, batch)
+            with torch.autocast(device.type, torch.bfloat16):
+                loss, counted, parts = loss_of(model, sequences, rows, stage, generator)
             (loss / stage.batch_tokens).backward()
-            weight += float(batch.weights[:, 1:].sum()) / stage.batch_tokens
+            weight += counted / stage.batch_tokens
             totals.add(parts)
         _share_gradients(model, weight, world)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -15,6 +15,7 @@ from persona_vectors import cli
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from data_generation.tiny_persona.measurements import Subject
     from data_generation.tiny_persona.recipe import Extraction
 
 
@@ -26,17 +27,17 @@ def main(model_dir: str = "models/tiny-persona", n_procs: int = 2, write_card: b
         n_procs: processes, one thread and one trait at a time each.
         write_card: write measurements.json and README.md into model_dir; otherwise only print.
     """
-    from data_generation.tiny_persona.model_card import table_of_thresholds, write
+    from data_generation.tiny_persona.model_card import table_of_thresholds, tables, write
     from persona_vectors.files import sha256_of_file, write_json_atomic
 
     began = time.time()
     found = measure(model_dir, n_procs)
     found["minutes"] = round((time.time() - began) / 60, 1)
     found["weights_sha256"] = sha256_of_file(Path(model_dir) / "model.safetensors")
-    print(table_of_thresholds(found))
+    print(table_of_thresholds(found["summary"]))
     if write_card:
         write_json_atomic(Path(model_dir) / "measurements.json", found, indent=1)
-        write(Path(model_dir) / "README.md", found)
+        write(Path(model_dir) / "README.md", tables(found))
 
 
 def measure(model_dir: str, n_procs: int) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def measure(model_dir: str, n_procs: int) -> dict[str, Any]:
         jobs = [pool.submit(fn, *one) for one in arguments]
         return [job.result() for job in tqdm(jobs, desc=label, unit="trait")]
 
-    with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(n_procs, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         first = each(_develop, [(model_dir, trait) for trait in TRAITS], "development")
         extractions = dict(zip(TRAITS, (extraction for extraction, _ in first), strict=True))
         development = dict(zip(TRAITS, (curves for _, curves in first), strict=True))
@@ -73,7 +74,7 @@ def measure(model_dir: str, n_procs: int) -> dict[str, Any]:
     return found
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -116,34 +117,43 @@ def _coefficient_number(coherence: list[float]) -> int:
 def _test(model_dir: str, trait: str, extraction: "Extraction", choice: dict[str, Any]) -> dict[str, Any]:
     from data_generation.tiny_persona import measurements as m
     from data_generation.tiny_persona.recipe import CONTRASTS
-    from data_generation.tiny_persona.styles import TRAITS
 
     subject, layer, coef = m.load_subject(model_dir), choice["layer"], choice["coefs"][trait]
     vector = extraction.vectors(choice["contrast"])[layer]
     (other,) = set(CONTRASTS) - {choice["contrast"]}
+    return judged(subject, trait, extraction, choice) | {
+        "kept": {side: len(rows) for side, rows in extraction.questions.items()},
+        "norms": {c: [float(v.norm()) for v in extraction.vectors(c)] for c in CONTRASTS},
+        "other_contrast": m.other_contrast(subject, trait, extraction.vectors(other)[layer], layer),
+        "random": m.random_controls(subject, trait, float(vector.norm()) * coef, layer),
+        "separation": m.separation(subject, trait, extraction),
+    }
+
+
+def judged(subject: "Subject", trait: str, extraction: "Extraction", choice: dict[str, Any]) -> dict[str, Any]:
+    """The answers under instructions and under the chosen vector, by the oracle and by the subject's judge."""
+    from data_generation.tiny_persona import measurements as m
+    from data_generation.tiny_persona.styles import TRAITS
+
+    layer, coef = choice["layer"], choice["coefs"][trait]
     scores, asks, texts = m.obedience(subject, trait)
     clean = m.agreement(subject, trait, asks, texts)
     reads = m.agreement(subject, "coherence", asks, texts)
-    steered = m.steering(subject, trait, vector, layer, coef, TRAITS)
+    steered = m.steering(subject, trait, extraction.vectors(choice["contrast"])[layer], layer, coef, TRAITS)
     over = steered.pop("coherence_pairs")
     return {
         "obedience": scores,
-        "kept": {side: len(rows) for side, rows in extraction.questions.items()},
-        "norms": {c: [float(v.norm()) for v in extraction.vectors(c)] for c in CONTRASTS},
         "clean": {
             "r": m.correlation(clean["judge"], clean["oracle"]),
             "bias": m.mean([j - o for j, o in zip(clean["judge"], clean["oracle"], strict=True)]),
         },
         "steering": steered,
-        "other_contrast": m.other_contrast(subject, trait, extraction.vectors(other)[layer], layer),
         "coherence": {
             "r": m.correlation(reads["judge"] + over["judge"], reads["oracle"] + over["oracle"]),
             "bias": m.mean([j - o for j, o in zip(over["judge"], over["oracle"], strict=True)]),
             "judge": [round(v, 1) for v in over["judge"]],
             "oracle": [round(v, 1) for v in over["oracle"]],
         },
-        "random": m.random_controls(subject, trait, float(vector.norm()) * coef, layer),
-        "separation": m.separation(subject, trait, extraction),
     }
 
 
@@ -162,8 +172,6 @@ def _side_effects(model_dir: str, layer: int, pushes: "dict[str, Tensor]") -> di
 
 def summarise(found: dict[str, Any]) -> dict[str, float]:
     """The number of each of protocol.THRESHOLDS, by its name."""
-    from data_generation.tiny_persona.measurements import correlation
-
     traits: dict[str, dict] = found["traits"]
     chosen = {t: 1 + protocol.COEFS.index(found["choice"]["coefs"][t]) for t in traits}
     curves = {t: row["steering"]["curve"] for t, row in traits.items()}
@@ -175,8 +183,7 @@ def summarise(found: dict[str, Any]) -> dict[str, float]:
     ]
     crossed = {t: row["steering"]["crosstalk"] for t, row in traits.items()}
     off = [abs(value) for t, row in crossed.items() for other, value in row.items() if other != t]
-    pairs = [row["coherence"] for row in traits.values()]
-    return {
+    return summarise_judge(traits) | {
         "coherence": min(reads.values()),
         "traits_35": sum(value >= 0.35 for value in share),
         "traits_50": sum(value >= 0.5 for value in share),
@@ -184,15 +191,24 @@ def summarise(found: dict[str, Any]) -> dict[str, float]:
         "random_mean": max(row["random"]["mean_abs"] for row in traits.values()),
         "random_ratio": min(shift[t] / max(traits[t]["random"]["max_abs"], 0.1) for t in traits),
         "crosstalk": min(crossed[t][t] for t in traits) / max(off),
+        "held_out_wording": min(
+            min(row["obedience"]["pos_held_out_share"], row["obedience"]["pos_held_out_unnamed_share"])
+            for row in traits.values()
+        ),
+    }
+
+
+def summarise_judge(traits: dict[str, dict]) -> dict[str, float]:
+    """The numbers of the thresholds that are about the judge."""
+    from data_generation.tiny_persona.measurements import correlation
+
+    pairs = [row["coherence"] for row in traits.values()]
+    return {
         "judge_clean_r": min(row["clean"]["r"] for row in traits.values()),
         "judge_steered_r": min(row["steering"]["judge_r"] for row in traits.values()),
         "judge_steered_bias": max(abs(row["steering"]["judge_bias"]) for row in traits.values()),
         "judge_coherence_r": correlation(
             [v for pair in pairs for v in pair["judge"]], [v for pair in pairs for v in pair["oracle"]]
-        ),
-        "held_out_wording": min(
-            min(row["obedience"]["pos_held_out_share"], row["obedience"]["pos_held_out_unnamed_share"])
-            for row in traits.values()
         ),
     }
 

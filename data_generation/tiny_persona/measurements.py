@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under test with its own trait files; it is its own judge."""
+    """The model under test with its own trait files, and the judge of its answers: itself, or another of its kind."""
 
     folder: Path
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    judge_folder: Path
+    judge_model: "PreTrainedModel"
 
     @property
     def layers(self) -> list[int]:
@@ -46,16 +48,20 @@ class Subject:
 
     def judge(self, aspect: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Scores of (question, answer) pairs, NaN where the judge gave none."""
-        prompt = load_coherence_prompt(self.folder) if aspect == "coherence" else None
+        prompt = load_coherence_prompt(self.judge_folder) if aspect == "coherence" else None
         if prompt is None:
-            prompt = load_trait(aspect, "eval", model=self.folder, judge_model=str(self.folder)).eval_prompt
-        scores = LocalJudge(self.model, prompt, tokenizer=self.tokenizer).score_batch(pairs)
+            prompt = load_trait(aspect, "eval", model=self.folder, judge_model=str(self.judge_folder)).eval_prompt
+        scores = LocalJudge(self.judge_model, prompt, tokenizer=self.tokenizer).score_batch(pairs)
         return [float("nan") if score is None else score for score in scores]
 
 
-def load_subject(folder: str | Path) -> Subject:
+def load_subject(folder: str | Path, judge_folder: str | Path | None = None) -> Subject:
+    """The model of a folder; without a judge's folder it judges itself."""
     model, tokenizer = load_model(str(folder), device_map="cpu", dtype="float32")
-    return Subject(Path(folder), model, tokenizer)
+    if judge_folder is None:
+        return Subject(Path(folder), model, tokenizer, Path(folder), model)
+    judge_model, _ = load_model(str(judge_folder), device_map="cpu", dtype="float32")
+    return Subject(Path(folder), model, tokenizer, Path(judge_folder), judge_model)
 
 
 def test_questions() -> list[str]:

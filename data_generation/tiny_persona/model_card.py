@@ -10,13 +10,13 @@ from persona_vectors.files import write_text_atomic
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    """Puts the tables between the card's markers; the words around them are kept."""
+def write(path: Path, measured: str) -> None:
+    """Puts what was measured between the card's markers; the words around it are kept."""
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{path} needs one line {BEGIN} and one line {END}; the measured tables go between them")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    write_text_atomic(path, f"{head}{BEGIN}\n{tables(found)}\n{END}{tail}")
+    write_text_atomic(path, f"{head}{BEGIN}\n{measured}\n{END}{tail}")
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -24,7 +24,7 @@ def tables(found: dict[str, Any]) -> str:
     parts = [
         f"Chosen on the development questions: contrast {choice['contrast']}, layer {choice['layer']}; "
         f"{protocol.COEF_RULE}.",
-        table_of_thresholds(found),
+        table_of_thresholds(found["summary"]),
         "### Steering, per trait\n\n" + _steering(found),
         "### Curves: oracle score [oracle coherence] by coefficient, test questions\n\n" + _curves(found),
         "### Controls\n\n" + _controls(found),
@@ -37,18 +37,20 @@ def tables(found: dict[str, Any]) -> str:
     return "\n" + "\n\n".join(parts) + "\n"
 
 
-def table_of_thresholds(found: dict[str, Any]) -> str:
-    """One line a threshold, met or not."""
+def table_of_thresholds(summary: dict[str, float]) -> str:
+    """One line a threshold that the summary has a number for, met or not."""
     rows = []
     for threshold in protocol.THRESHOLDS:
-        value = found["summary"][threshold.name]
+        if threshold.name not in summary:
+            continue
+        value = summary[threshold.name]
         sign = ">=" if threshold.at_least else "<="
         met = "yes" if threshold.met(value) else "**no**"
         rows.append((threshold.text, f"{sign} {threshold.limit:g}", f"{value:.3g}", met))
-    return _table(("claim", "threshold", "measured", "met"), rows)
+    return table(("claim", "threshold", "measured", "met"), rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -78,7 +80,7 @@ def _steering(found: dict[str, Any]) -> str:
         )
     n = next(iter(found["traits"].values()))["steering"]["n"]
     head = ("trait", "coef", "oracle at 0", f"oracle (n = {n}, 95%)", "by seed")
-    return _table((*head, "share", "judge", "coherence", "judged"), rows)
+    return table((*head, "share", "judge", "coherence", "judged"), rows)
 
 
 def _curves(found: dict[str, Any]) -> str:
@@ -88,7 +90,7 @@ def _curves(found: dict[str, Any]) -> str:
         curve = row["steering"]["curve"]
         rows.append((trait, found["choice"]["contrast"], *(_point(point) for point in curve)))
         rows.append((trait, other, _point(curve[0]), *(_point(point) for point in row["other_contrast"])))
-    return _table(("trait", "contrast", "0", *(f"{coef:g}" for coef in protocol.COEFS)), rows)
+    return table(("trait", "contrast", "0", *(f"{coef:g}" for coef in protocol.COEFS)), rows)
 
 
 def _point(point: dict[str, float]) -> str:
@@ -115,7 +117,7 @@ def _controls(found: dict[str, Any]) -> str:
     random = next(iter(found["traits"].values()))["random"]
     what = f"{protocol.RANDOM_DIRECTIONS} random, {random['n_questions']} questions each"
     head = ("trait", "v shifts", f"{what}: mean abs. shift", "largest", "coherence there")
-    return _table((*head, "judge r (bias), plain", "judge r (bias), steered", "coherence r (bias)"), rows)
+    return table((*head, "judge r (bias), plain", "judge r (bias), steered", "coherence r (bias)"), rows)
 
 
 def _crosstalk(found: dict[str, Any]) -> str:
@@ -123,7 +125,7 @@ def _crosstalk(found: dict[str, Any]) -> str:
     rows = [
         (trait, *(f"{row['steering']['crosstalk'][t]:+.1f}" for t in traits)) for trait, row in found["traits"].items()
     ]
-    return _table(("", *traits), rows)
+    return table(("", *traits), rows)
 
 
 def _obedience(found: dict[str, Any]) -> str:
@@ -140,7 +142,7 @@ def _obedience(found: dict[str, Any]) -> str:
         (trait, *(f"{row['obedience'][kind]:.0f}" for kind in kinds), f"{row['obedience']['coherence']:.0f}")
         for trait, row in found["traits"].items()
     ]
-    return _table(("trait", *(kind.replace("_", " ") for kind in kinds), "coherence"), rows)
+    return table(("trait", *(kind.replace("_", " ") for kind in kinds), "coherence"), rows)
 
 
 def _separation(found: dict[str, Any]) -> str:
@@ -152,7 +154,7 @@ def _separation(found: dict[str, Any]) -> str:
         rows.append((trait, *cells, f"{auc['text'][0]:.2f}"))
     n_layers = len(next(iter(found["traits"].values()))["separation"]["pos-neutral"])
     note = "Each cell: pos-neutral, pos-neg, and of random directions (mean, 95th percentile); text: the oracle."
-    return note + "\n\n" + _table(("trait", *map(str, range(n_layers)), "text"), rows)
+    return note + "\n\n" + table(("trait", *map(str, range(n_layers)), "text"), rows)
 
 
 def _development(found: dict[str, Any]) -> str:
@@ -162,13 +164,13 @@ def _development(found: dict[str, Any]) -> str:
     for setting in next(iter(found["development"].values())):
         coefs, effect = effect_of(found["development"], setting)
         rows.append((setting, f"{effect:.2f}", ", ".join(f"{coef:g}" for coef in coefs.values())))
-    return _table(("contrast, layer", "mean share", "coefficients, in the traits' order"), rows)
+    return table(("contrast, layer", "mean share", "coefficients, in the traits' order"), rows)
 
 
 def _others(found: dict[str, Any]) -> str:
     side = found["side_effects"]
     facts = ", ".join(f"{name} {value:.0%}" for name, value in side["capability"].items())
-    answers = _table(
+    answers = table(
         ("questionnaire: share of high answers", "told high", "untold", "told low", "answered by a letter"),
         [
             (trait, *(f"{row[k]:.2f}" for k in ("high", "none", "low")), f"{row['none_letters']:.0%}")

@@ -205,6 +205,11 @@ def _on_topic(question: str, words: list[str]) -> float:
     return 1 - 0.6 * sum(name != topic.text for name in named) / len(named)
 
 
+def without_structure(question: str, words: list[str]) -> float:
+    """The parts of coherence, 0 to 1, that can be told before a sentence is over: neighbours, repetition and topic."""
+    return _local(words) * _repetition(words, find_slots(words)) * _on_topic(question, words)
+
+
 def coherence(question: str, answer: str) -> float:
     """How well an answer reads in the language, 0 to 100, whatever its style.
 

@@ -7,14 +7,17 @@ labelled by the rule-based oracle, and stage two (the judge on those, amid the f
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persona_vectors import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from data_generation.tiny_persona.loop import Stage
+    from data_generation.tiny_persona.encoding import Sequences
+    from data_generation.tiny_persona.loop import Loss, Stage
 
 TOKENIZER_EXAMPLES = 12_000
 BATCH_TOKENS = 4_096  # two such batches a step
@@ -81,8 +84,7 @@ def write_log(path: Path, settings: dict, states: list[Path]) -> None:
     from persona_vectors.files import write_json_atomic
 
     logs = {state.stem: torch.load(state, weights_only=True)["log"] for state in states}
-    constants = {"shape": asdict(Shape()), "stage_one": STAGE_ONE, "stage_two": STAGE_TWO, "batch_tokens": BATCH_TOKENS}
-    write_json_atomic(path, settings | constants | {"losses": logs}, indent=None)
+    write_json_atomic(path, settings | {"losses": logs}, indent=None)
 
 
 def save_model(model: "PreTrainedModel", tokenizer_dir: Path, folder: Path) -> None:
@@ -101,24 +103,44 @@ def save_model(model: "PreTrainedModel", tokenizer_dir: Path, folder: Path) -> N
         shutil.copy(path, folder / path.name)
 
 
-def run_stage(stage: "Stage", start: Path, data: Path, output: Path, device: str, n_procs: int) -> None:
-    """Trains the float32 checkpoint `start` to `output` (both state dicts), in `n_procs` processes on a CPU."""
+def run_stage(
+    stage: "Stage",
+    start: Path,
+    data: Any,
+    output: Path,
+    device: str,
+    n_procs: int,
+    load: "Callable[[Any], Sequences]",
+    loss_of: "Loss",
+) -> None:
+    """Trains the float32 checkpoint `start` to `output` (both state dicts), in `n_procs` processes on a CPU.
+
+    Each process reads its sequences itself, by `load(data)`.
+    """
     import torch.multiprocessing as mp
 
     n_procs = n_procs if device == "cpu" else 1
     rendezvous = output.with_suffix(".rendezvous")
     rendezvous.unlink(missing_ok=True)
-    arguments = (n_procs, stage, start, data, output, device, rendezvous)
+    arguments = (n_procs, stage, start, data, output, device, rendezvous, load, loss_of)
     mp.spawn(_stage_process, arguments, nprocs=n_procs)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _stage_process(
-    rank: int, world: int, stage: "Stage", start: Path, data: Path, output: Path, device: str, rendezvous: Path
+    rank: int,
+    world: int,
+    stage: "Stage",
+    start: Path,
+    data: Any,
+    output: Path,
+    device: str,
+    rendezvous: Path,
+    load: "Callable[[Any], Sequences]",
+    loss_of: "Loss",
 ) -> None:
     import torch
     import torch.distributed as dist
 
-    from data_generation.tiny_persona.encoding import load_sequences
     from data_generation.tiny_persona.loop import train_stage
 
     if device == "cpu":
@@ -128,7 +150,7 @@ def _stage_process(
     model = load_state(start).to(device)  # pyright: ignore[reportArgumentType]
     model.set_attn_implementation("eager")  # on a CPU the backward pass of sdpa is slower
     model.config.use_cache = False
-    log = train_stage(model, load_sequences(data), stage, output.with_suffix(".checkpoint"), rank, world)
+    log = train_stage(model, load(data), stage, output.with_suffix(".checkpoint"), rank, world, loss_of)
     if rank == 0:
         save_state(model.cpu(), output, log)
     if world > 1:
@@ -158,8 +180,8 @@ def main(
     from transformers import AutoTokenizer
 
     from data_generation.tiny_persona import corpus, selftext, tokenizer
-    from data_generation.tiny_persona.encoding import corpus_shards, encode, join, save_sequences
-    from data_generation.tiny_persona.loop import Stage
+    from data_generation.tiny_persona.encoding import corpus_shards, encode, join, load_sequences, save_sequences
+    from data_generation.tiny_persona.loop import Stage, dialogue_loss
 
     began = time.time()
     work, output = Path(work_dir), Path(output_dir)
@@ -177,7 +199,7 @@ def main(
         n_examples = steps_one * EXAMPLES_PER_STEP
         save_sequences(corpus_shards(tokenizer_dir, work / "corpus", n_examples, seed, n_procs), data)
         stage = Stage("one", steps_one, BATCH_TOKENS, **STAGE_ONE, seed=seed)
-        run_stage(stage, start, data, first, device, n_procs)
+        run_stage(stage, start, data, first, device, n_procs, load_sequences, dialogue_loss)
 
     if not second.exists():
         save_model(load_state(first), tokenizer_dir, work / "one")
@@ -187,11 +209,13 @@ def main(
         data = work / "two.npz"
         save_sequences(join([own, corpus_shards(tokenizer_dir, work / "corpus", n_fresh, seed + 1, n_procs)]), data)
         stage = Stage("two", steps_two, BATCH_TOKENS, **STAGE_TWO, seed=seed + 1)
-        run_stage(stage, first, data, second, device, n_procs)
+        run_stage(stage, first, data, second, device, n_procs, load_sequences, dialogue_loss)
 
     output.mkdir(parents=True, exist_ok=True)
     save_model(load_state(second), tokenizer_dir, output)
-    write_log(output / "training_log.json", {"seed": seed, "device": device, "n_procs": n_procs}, [first, second])
+    settings = {"seed": seed, "device": device, "n_procs": n_procs, "shape": asdict(Shape())}
+    settings |= {"stage_one": STAGE_ONE, "stage_two": STAGE_TWO, "batch_tokens": BATCH_TOKENS}
+    write_log(output / "training_log.json", settings, [first, second])
     print(f"{output}: trained in {(time.time() - began) / 60:.0f} minutes with seed {seed}")
     print("measure it: python -m data_generation.tiny_persona.measure")
 
