@@ -230,6 +230,7 @@ def make_trainer(
         plan=plan,
         packed=config.packing,
         intervene=intervene(model, config),
+        on_receipt=_say_receipt,
         optimizer_cls_and_kwargs=adam_with_decay_in_the_gradient(config),
         callbacks=[Progress()],
     )
@@ -308,8 +309,18 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
     if note := optimizer_settings(config)[1]:
         lines.append(f"note: {note}")
     if config.steering is not None:
-        lines += steering_lines(config.model, config.steering)
+        lines += steering_lines(config.model, config.steering, config.training_files)
     return "\n".join(lines)
+
+
+def _say_receipt(receipt: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    from persona_vectors.training_receipt import receipt_lines
+    from persona_vectors.training_run import processes
+
+    if processes()[1]:
+        tqdm.write("\n".join(receipt_lines(receipt)))
 
 
 def _say(is_main: bool, text: str) -> None:

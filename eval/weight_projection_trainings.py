@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persona_vectors.files import read_sidecar
-from persona_vectors.weight_adapters import training_of
+from persona_vectors.weight_adapters import direction_trainings, shared_rows, training_of
 
 Training = Mapping[str, Any]
 """`config` and `files` (path -> sha256) of a training, as `training_of` has them; None where they are not known."""
@@ -21,7 +20,7 @@ def shared_notes(models: Mapping[str, str], directions: Mapping[str, str]) -> li
     trained = {name: training_of(_run_folder(Path(path))) for name, path in models.items()}
     notes = []
     for direction, path in directions.items():
-        sides = _sides(Path(path))
+        sides = direction_trainings(path)
         alike = [name for name, own in trained.items() if any(_same_start(own, side) for side in sides)]
         if alike:
             seeds = sorted({str(trained[name]["config"]["seed"]) for name in alike})
@@ -30,8 +29,7 @@ def shared_notes(models: Mapping[str, str], directions: Mapping[str, str]) -> li
                 "trainings of one seed share their random A, so these cosines are on another scale, which the random "
                 "directions beside them do not show, and cannot be compared with those of models of other seeds"
             )
-        hashes = {content for side in sides for content in _files(side).values()}
-        rows = {name: [file for file, of in _files(own).items() if of in hashes] for name, own in trained.items()}
+        rows = {name: shared_rows(own.get("files") or {}, path) for name, own in trained.items()}
         if told := [f"{name} ({', '.join(files)})" for name, files in rows.items() if files]:
             notes.append(f"trained on rows that direction {direction} was made from: {'; '.join(told)}")
     return notes
@@ -40,13 +38,6 @@ def shared_notes(models: Mapping[str, str], directions: Mapping[str, str]) -> li
 def _run_folder(model: Path) -> Path:
     """Where the model's training.json would be."""
     return model.parent if model.name.startswith("checkpoint-") else model
-
-
-def _sides(direction: Path) -> list[Training]:
-    """The direction's own trainings; of a finetuning that is taken for a direction, its one."""
-    is_folder = direction.is_dir()
-    told = read_sidecar(direction / "adapter_model.safetensors" if is_folder else direction).get("training")
-    return list(told.values()) if told else [training_of(direction)] if is_folder else []
 
 
 def _same_start(own: Training, side: Training) -> bool:
@@ -60,7 +51,3 @@ def _start(config: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
     if not config or config.get("seed") is None or config.get("is_peft") is False or config.get("bias_only"):
         return None
     return config["seed"], config.get("r"), sorted(config.get("target_modules") or [])
-
-
-def _files(one: Training) -> Mapping[str, str]:
-    return one.get("files") or {}

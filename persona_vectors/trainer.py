@@ -61,6 +61,7 @@ class PersonaTrainer(SFTTrainer):
         plan: Plan,
         packed: bool,
         intervene: Intervene,
+        on_receipt: Callable[[dict[str, Any]], None] | None = None,
         **more: Any,
     ):
         import datasets
@@ -68,6 +69,7 @@ class PersonaTrainer(SFTTrainer):
         self._samples, self._held_out = samples, held_out
         self._plan, self._packed, self._intervene = plan, packed, intervene
         self.receipt: dict[str, Any] | None = None
+        self._on_receipt = on_receipt
         self.penalty_sums = [0.0, 0]
         super().__init__(
             model=model,
@@ -117,6 +119,8 @@ class PersonaTrainer(SFTTrainer):
         if change is not None:
             check_modules_untouched(modules)
         self.receipt = {**receipt, "evaluation": f"unchanged at every block{' and module' if change else ''}"}
+        if self._on_receipt is not None:
+            self._on_receipt(self.receipt)
         return loss
 
     def compute_loss(

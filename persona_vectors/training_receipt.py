@@ -7,7 +7,7 @@ twice, elsewhere, or in one of the two passes only, is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,7 +78,7 @@ def read_around(model: nn.Module) -> Iterator[Reading]:
 
 
 def check_step(reading: Reading, expected: dict[int, Expected], n_calls: int) -> dict[str, Any]:
-    """The receipt of one micro-batch: calls and largest relative error of each steered block.
+    """The receipt of one micro-batch: calls, largest relative error and mean relative change of each steered block.
 
     Args:
         reading: of one training step on one micro-batch.
@@ -98,10 +98,28 @@ def check_step(reading: Reading, expected: dict[int, Expected], n_calls: int) ->
         for name, (before, after) in zip(("forward", "recomputation"), calls, strict=False):
             error = _error(before, after, expected.get(block), f"block {block}, {name}")
             if block in expected:
-                blocks.setdefault(f"layer {block + 1}", {"calls": len(calls)})[f"{name}_error"] = error
+                layer = blocks.setdefault(f"layer {block + 1}", {"calls": len(calls)})
+                layer |= {f"{name}_error": error, "mean_relative_change": _relative(before, after)}
     if missing := sorted(set(expected) - set(reading.calls)):
         raise ValueError(f"training receipt: block {missing[0]} did not run in the first step; it was to be steered")
     return {"layers": blocks, "calls": n_calls}
+
+
+def receipt_lines(receipt: Mapping[str, Any]) -> list[str]:
+    """How much the steering changes, in words, with a note where that is more than what it is added to."""
+    if not receipt["layers"] and "modules" not in receipt:
+        return []
+    sizes = [one["mean_relative_change"] for one in receipt["layers"].values()]
+    what = [f"the hidden state at {', '.join(receipt['layers'])}"] if sizes else []
+    if modules := receipt.get("modules"):
+        sizes.append(modules["mean_relative_change"])
+        what.append(f"the outputs of {modules['n']} modules")
+    ends = " to ".join(dict.fromkeys(f"{size:.2g}" for size in (min(sizes), max(sizes))))
+    note = "note: what is added is larger than what it is added to, and may drown it; use a smaller coefficient"
+    return [
+        f"training receipt: steering changes {' and '.join(what)} by {ends} of its size",
+        *([note] if max(sizes) > 1 else []),
+    ]
 
 
 def check_untouched(reading: Reading) -> None:
@@ -141,6 +159,12 @@ def _error(before: Tensor, after: Tensor, expected: Expected | None, place: str)
             f"(measured {float(got):.4g}, expected {float(wanted):.4g}); training would not be steered as asked"
         )
     return error
+
+
+def _relative(before: Tensor, after: Tensor) -> float:
+    """|change| / |hidden state| of a token, mean over tokens."""
+    change, size = ((after.float() - before.float()).norm(dim=-1), before.float().norm(dim=-1))
+    return float((change / size.clamp_min(torch.finfo(torch.float32).tiny)).mean())
 
 
 def _bounded(along: Float[Tensor, " tokens"], expected: Expected) -> Float[Tensor, " tokens"]:

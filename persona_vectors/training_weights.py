@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_vectors.files import read_sidecar
+from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.training_config import AnySteering, LoraSteeringConfig
 from persona_vectors.weight_direction import WeightDirection, combine, norm, random_like
 from persona_vectors.weight_files import load_direction
@@ -88,7 +88,7 @@ def _is_same(name: str, known: str | None, model: str) -> bool:
         return name == model
 
 
-def steering_lines(model: str, steering: AnySteering) -> list[str]:
+def steering_lines(model: str, steering: AnySteering, training_files: Sequence[str] = ()) -> list[str]:
     """What a run says of its steering before it trains."""
     from persona_vectors.training_vectors import vector_record
 
@@ -98,11 +98,30 @@ def steering_lines(model: str, steering: AnySteering) -> list[str]:
         number = steering.random_control
         control = "" if number is None else f"random direction {number} of the norm of "
         lines.append(f"{steering.type} in training: {control}{path}, coefficient {coef:g}, {where}")
-        record = direction_record if isinstance(steering, LoraSteeringConfig) else vector_record
-        told = record(path, model)
-        if told["same_model"] is False:
+        if not coef:
+            lines.append(f"note: coefficient 0: {path} does nothing, and this run trains as one without it")
+        if isinstance(steering, LoraSteeringConfig):
+            lines += _direction_notes(path, model, training_files)
+        elif (told := vector_record(path, model))["same_model"] is False:
             lines.append(f"note: {path} was made from {told['made_from']}")
     return lines
+
+
+def _direction_notes(path: str, model: str, training_files: Sequence[str]) -> list[str]:
+    """What to say of a direction of another model, or one that was made from rows that are trained on."""
+    from persona_vectors.weight_adapters import base_note, shared_rows
+
+    told, notes = direction_record(path, model), []
+    if note := base_note(path, load_direction(path).base, model):
+        notes.append(note)
+    elif told["same_model"] is False:
+        notes.append(f"note: {path} was made from {told['made_from']}, which is another model now")
+    if shared := shared_rows({file: sha256_of_file(file) for file in training_files}, path):
+        notes.append(
+            f"note: direction {path} was made from rows that are trained on here ({', '.join(shared)}); one of other "
+            "rows is the stricter test of prevention"
+        )
+    return notes
 
 
 def steering_records(model: str, steering: AnySteering | None) -> dict[str, list[dict[str, Any]]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from persona_vectors.files import sha256_of_file
+from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.models import fingerprint, resolve_model
 from persona_vectors.training_run import RECORD
 from persona_vectors.weight_direction import WeightDirection, cosine, difference, norm
@@ -56,6 +57,19 @@ def training_of(folder: Path) -> dict[str, Any]:
     told = _record(folder)
     known = {name: told.get(name) for name in ("config", "data", "steps", "held_out_loss")}
     return known | {"files": told.get("key", {}).get("files")}
+
+
+def direction_trainings(direction: str | Path) -> list[dict[str, Any]]:
+    """The trainings a direction was made from; of a finetuning that is taken for a direction, its one."""
+    is_folder = Path(direction).is_dir()
+    told = read_sidecar(Path(direction) / "adapter_model.safetensors" if is_folder else direction).get("training")
+    return list(told.values()) if told else [training_of(Path(direction))] if is_folder else []
+
+
+def shared_rows(files: Mapping[str, str], direction: str | Path) -> list[str]:
+    """Those of the data files (path -> sha256) whose rows a direction's own trainings read too."""
+    own = {content for training in direction_trainings(direction) for content in (training["files"] or {}).values()}
+    return [path for path, content in files.items() if content in own]
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,14 @@ import torch
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from activation_steer import ActivationSteerer, ActivationSteererMultiple
-from persona_vectors.training_receipt import Expected, blocks_expected, check_step, check_untouched, read_around
+from persona_vectors.training_receipt import (
+    Expected,
+    blocks_expected,
+    check_step,
+    check_untouched,
+    read_around,
+    receipt_lines,
+)
 from tests.tiny_models import D_MODEL, tiny_model
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]])
@@ -42,6 +49,13 @@ def test_what_acts_as_it_should_passes_in_every_pass(model):
     measured = receipt["layers"]["layer 2"]
     assert measured["calls"] == n_calls(model) and measured["forward_error"] < 1e-5
     assert ("recomputation_error" in measured) == model.is_gradient_checkpointing
+    with read_around(model) as plain:
+        model(input_ids=IDS)
+    sizes = plain.calls[1][0][0].norm(dim=-1)  # unsteered, of every token at the block
+    assert measured["mean_relative_change"] == pytest.approx(float((2 * VECTOR.norm() / sizes).mean()), rel=1e-4)
+    [line, *notes] = receipt_lines(receipt)
+    assert line.startswith("training receipt: steering changes the hidden state at layer 2 by ")
+    assert bool(notes) is (measured["mean_relative_change"] > 1)
 
 
 def test_ablation_and_caps_pass(model):

@@ -17,6 +17,7 @@ import training
 from eval.prevention_runs import Trained, check_trait, single_place, single_push
 from lora_utils import LoRAMerger
 from persona_vectors import cli, training_weights
+from persona_vectors.files import sha256_of_file
 from persona_vectors.models import load_model
 from persona_vectors.training_config import LoraSteeringConfig, TrainingConfig, load_training_config
 from persona_vectors.training_run import run_key
@@ -435,8 +436,32 @@ def test_a_direction_of_another_model_is_said(folder, tmp_path, run, capsys):
     path = save_adapter(direction_of(tiny_model("llama"), base="org/another"), tmp_path / "d")
     assert direction_record(str(path), str(folder / "model"))["same_model"] is False
     _, record = run("noted", **block(folder, lora_path=str(path)), max_steps=1)
-    assert f"note: {path} was made from org/another" in capsys.readouterr().out
+    assert f"note: {path} was made for org/another, and runs on" in capsys.readouterr().out
     assert record["directions"][0]["made_from"] == "org/another"
+
+
+@pytest.mark.parametrize(
+    ("coef", "note"), [(0, "does nothing"), (0.01, ""), (1e4, "what is added is larger than what it is added to")]
+)
+def test_a_run_says_how_much_its_direction_changes(run, folder, capsys, coef, note):
+    """A run at coefficient 1e6 trained on noise, and one at 0 unsteered, both without a word."""
+    _, record = run("sized", **block(folder, coef=coef), max_steps=1, learning_rate=1e-6)
+    said = capsys.readouterr().out
+    [line] = [one for one in said.splitlines() if one.startswith("training receipt: ")]
+    size = record["receipt"]["modules"]["mean_relative_change"]
+    assert line == f"training receipt: steering changes the outputs of {len(NAMES)} modules by {size:.2g} of its size"
+    assert note in said and said.count("note: ") == bool(note)
+
+
+def test_a_direction_of_the_rows_that_are_trained_on_is_said(folder, tmp_path, run, capsys):
+    path = save_adapter(direction_of(tiny_model("llama"), base=str(folder / "model")), tmp_path / "d")
+    rows = folder / "rows.jsonl"
+    for files, is_said in (({str(rows): sha256_of_file(rows)}, True), ({str(rows): "other rows"}, False)):
+        told = {"config": {"training_file": str(rows)}, "key": {"files": files}}
+        (path / "training.json").write_text(json.dumps(told))
+        run("same", **block(folder, lora_path=str(path)), max_steps=1)
+        note = f"note: direction {path} was made from rows that are trained on here ({rows})"
+        assert (note in capsys.readouterr().out) is is_said
 
 
 def test_what_fits_is_known_from_the_config_alone(folder, tmp_path):
