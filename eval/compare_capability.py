@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from eval.capability_probe import probe_accuracy
 from eval.capability_table import mean_interval, paired_difference
 from eval.compare_behavior import Run
-from eval.compare_settings import WEIGHTS
 from eval.model_utils import Steering, WeightSteering
 from lora_utils import LoRASteerer
 from persona_vectors.statistics import Interval
@@ -72,8 +71,7 @@ def capability_lines(table: pd.DataFrame) -> list[str]:
     """A line a setting."""
     lines = []
     for row in table.to_dict("records"):
-        method = "weights" if row["method"] == WEIGHTS else row["method"]
-        name = f"{row['control'] + ' of ' if row['control'] else ''}{method}, coef {row['coef']:g}"
+        name = f"{row['control'] + ' of ' if row['control'] else ''}{row['method']}, coef {row['coef']:g}"
         own = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of {row['n']}"
         if row["method"] == UNSTEERED:
             lines.append(f"facts, unsteered: {own}")

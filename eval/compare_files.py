@@ -86,7 +86,7 @@ def write_latency(found: Comparison) -> None:
     """latency_comparison.csv."""
     assert found.latency is not None
     path = write_csv_atomic(found.latency, found.checked.asked.folder / "latency_comparison.csv")
-    write_sidecar(path, {**found.checked.record, "memory": found.memory_note})
+    write_sidecar(path, found.checked.record)
 
 
 def write_spaces(found: Comparison) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,7 @@ class Latency:
     Attributes:
         seconds: a generated token took, in each round.
         ratios: of that to the unsteered model's in the same round.
-        peak_mib: memory at its highest, model included; None where the system does not say.
+        peak_mib: CUDA memory at its highest, model included; None on a CPU.
         begin_seconds: what entering the steering took, once: hooks, or the merge.
     """
 
@@ -163,28 +162,19 @@ def _synchronise(model: PreTrainedModel) -> None:
 def _reset_peak(model: PreTrainedModel) -> None:
     if device_of(model).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory starts anew
-    except OSError:
-        pass
 
 
 def peak_mib(model: PreTrainedModel) -> float | None:
-    """The highest memory so far: allocated on CUDA (of the model's first device), resident elsewhere."""
-    if device_of(model).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    """The highest memory allocated so far on the model's first CUDA device; None elsewhere.
+
+    A process on a CPU keeps the memory it once had, so its peak says nothing of one way.
+    """
+    return torch.cuda.max_memory_allocated() / 2**20 if device_of(model).type == "cuda" else None
 
 
-def memory_note(model: PreTrainedModel) -> str:
-    """What the peak is of."""
-    if device_of(model).type == "cuda":
-        return "CUDA memory allocated at most"
-    return "resident memory of the whole process at most; what Python and the libraries hold is in it"
+MEMORY_NOTE = (
+    "Peak memory is that of CUDA, allocated at most; of a CPU there is none, since its process keeps all of it."
+)
 
 
 def latency_table(found: Sequence[Latency], n_prompts: int, new_tokens: int, device: str) -> pd.DataFrame:

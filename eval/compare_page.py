@@ -157,7 +157,9 @@ def _sections(found: Comparison) -> list[Section]:
         ),
     ]
     if found.latency is not None:
-        sections.append(Section("Latency and memory", [found.memory_note], (), *_table_cells(found.latency)))
+        from eval.compare_latency import MEMORY_NOTE
+
+        sections.append(Section("Latency and memory", [MEMORY_NOTE], (), *_table_cells(found.latency)))
     if found.spaces is not None:
         sections.append(_space_section(found))
     if found.capability is not None:

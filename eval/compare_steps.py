@@ -28,7 +28,6 @@ class Comparison:
     matched: list[Agreed]
     beside: list[Agreed]
     latency: pd.DataFrame | None = None
-    memory_note: str = ""
     spaces: Spaces | None = None
     capability: pd.DataFrame | None = None
 
@@ -49,7 +48,7 @@ class Comparison:
             found += control_lines(self.behavior.receipts.get("receipts", []), best.coef)
         found += agreement_lines(self)
         if self.latency is not None:
-            found += latency_lines(self.latency, self.memory_note)
+            found += latency_lines(self.latency)
         if self.spaces is not None:
             from eval.compare_spaces import space_lines
 
@@ -97,8 +96,7 @@ def _measured(found: Comparison, engine: Engine) -> Comparison:
 
     asked = found.checked.asked
     if asked.test_latency:
-        table, note = _latency(found, engine)
-        found = replace(found, latency=table, memory_note=note)
+        found = replace(found, latency=_latency(found, engine))
         write_latency(found)
     if asked.analyze_spaces:
         found = replace(found, spaces=_spaces(found, engine))
@@ -112,8 +110,8 @@ def _measured(found: Comparison, engine: Engine) -> Comparison:
     return found
 
 
-def _latency(found: Comparison, engine: Engine) -> tuple[pd.DataFrame, str]:
-    from eval.compare_latency import NEW_TOKENS, PROMPTS, ROUNDS, latency_table, measure_latency, memory_note
+def _latency(found: Comparison, engine: Engine) -> pd.DataFrame:
+    from eval.compare_latency import NEW_TOKENS, PROMPTS, ROUNDS, latency_table, measure_latency
     from eval.model_utils import Steering
     from persona_vectors.blocks import device_of
 
@@ -131,8 +129,7 @@ def _latency(found: Comparison, engine: Engine) -> tuple[pd.DataFrame, str]:
         rounds=ROUNDS,
         progress=True,
     )
-    table = latency_table(measured, len(prompts), NEW_TOKENS, str(device_of(model)))
-    return table, memory_note(model)
+    return latency_table(measured, len(prompts), NEW_TOKENS, str(device_of(model)))
 
 
 def _spaces(found: Comparison, engine: Engine) -> Spaces:
@@ -276,7 +273,7 @@ def agreement_lines(found: Comparison) -> list[str]:
     return lines
 
 
-def latency_lines(table: pd.DataFrame, note: str) -> list[str]:
+def latency_lines(table: pd.DataFrame) -> list[str]:
     """Each way beside the unsteered model, in words."""
     first = table.iloc[0]
     parts = [
@@ -291,5 +288,5 @@ def latency_lines(table: pd.DataFrame, note: str) -> list[str]:
     ]
     if bool(table["peak_memory_mib"].notna().all()):
         peaks = ", ".join(f"{row['variant']} {row['peak_memory_mib']:.0f} MiB" for row in table.to_dict("records"))
-        lines.append(f"peak memory: {peaks} ({note})")
+        lines.append(f"peak CUDA memory: {peaks}")
     return lines

@@ -27,7 +27,7 @@ from eval.compare_frontier import agreement, clearest, find_frontier, next_sampl
 from eval.compare_latency import VARIANTS, latency_table, measure_latency
 from eval.compare_settings import ACTIVATION, WEIGHTS, Asked, check
 from eval.compare_spaces import analyze_space_relationship, random_cosine, space_lines
-from eval.compare_steps import Comparison, control_lines, unfinished
+from eval.compare_steps import Comparison, control_lines, latency_lines, unfinished
 from eval.eval_persona import eval_batched
 from eval.finished_answers import Engine
 from eval.model_utils import Steering, WeightSteering
@@ -414,7 +414,10 @@ def test_latency_has_every_way_in_every_round_and_leaves_the_model_as_it_was():
         assert one.ratios == [own / base for own, base in zip(one.seconds, found[0].seconds, strict=True)]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+    assert [one.peak_mib for one in found] == [None] * 4, "a process on a CPU keeps what it once had"
     table: Any = latency_table(found, 2, 3, "cpu")
+    assert not any("memory" in line for line in latency_lines(table))
+    assert "peak CUDA memory: baseline 5 MiB" in latency_lines(table.assign(peak_memory_mib=5.0))[-1]
     assert (table["seconds_per_token_q25"] <= table["seconds_per_token_q75"]).all()
     with pytest.raises(ValueError, match="do not fit"):
         measure_latency(model, tokenizer, PROMPTS, steering, SMALL, new_tokens=500, rounds=1)
@@ -433,5 +436,5 @@ def test_capability_is_the_probe_of_the_merged_model_and_its_difference_is_paire
     assert found["accuracy"].iloc[0] > 0.5 and found["n"].tolist() == [136, 136]
     assert found["method"].tolist() == ["unsteered", WEIGHTS] and found["trait"].iloc[1] == 1.5
     first, second, last = capability_lines(found)
-    assert first.startswith("facts, unsteered: ") and second.startswith("facts, weights, coef 4 (trait 1.5): ")
+    assert first.startswith("facts, unsteered: ") and second.startswith("facts, lora, coef 4 (trait 1.5): ")
     assert last.endswith("compare facts lost at equal trait")
