@@ -10,6 +10,7 @@ from eval.compare_page import comparison_png, findings
 from eval.compare_settings import METHODS, Checked
 from persona_vectors import plots
 from persona_vectors.files import (
+    is_as_recorded,
     read_sidecar,
     sha256_of_file,
     sidecar_path,
@@ -20,11 +21,14 @@ from persona_vectors.files import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from eval.compare_steps import Comparison
 
+LATENCY = "latency_comparison.csv"
 NOT_IN_EVERY_RUN = (
     *(f"{method}_coef_*.csv" for method in METHODS),
-    *("latency_comparison.csv", "space_analysis.json", "space_analysis.png", "capability.csv"),
+    *(LATENCY, "space_analysis.json", "space_analysis.png", "capability.csv"),
 )
 
 
@@ -82,10 +86,24 @@ def table_path(folder: Path, method: str, coef: float) -> Path:
     return folder / f"{method}_coef_{coef:.12g}.csv"
 
 
+def earlier_table(name: str, checked: Checked) -> pd.DataFrame | None:
+    """The table as a run of these very settings wrote it; None where there is none, or with --overwrite.
+
+    It tells of this machine at one time, so that measuring again would replace it by other numbers.
+    """
+    import pandas as pd
+
+    path = checked.asked.folder / name
+    same = read_sidecar(path).get("settings") == checked.record["settings"]
+    if checked.asked.overwrite or not same or not is_as_recorded(path):
+        return None
+    return pd.read_csv(path)
+
+
 def write_latency(found: Comparison) -> None:
     """latency_comparison.csv."""
     assert found.latency is not None
-    path = write_csv_atomic(found.latency, found.checked.asked.folder / "latency_comparison.csv")
+    path = write_csv_atomic(found.latency, found.checked.asked.folder / LATENCY)
     write_sidecar(path, found.checked.record)
 
 

@@ -92,12 +92,16 @@ def _measured(found: Comparison, engine: Engine) -> Comparison:
     """With what the flags ask for, each part written as it is done."""
     from dataclasses import replace
 
-    from eval.compare_files import write_capability, write_latency, write_spaces
+    from eval.compare_files import LATENCY, earlier_table, write_capability, write_latency, write_spaces
 
     asked = found.checked.asked
     if asked.test_latency:
-        found = replace(found, latency=_latency(found, engine))
-        write_latency(found)
+        earlier = earlier_table(LATENCY, found.checked)
+        found = replace(found, latency=_latency(found, engine) if earlier is None else earlier)
+        if earlier is None:
+            write_latency(found)
+        else:
+            print(f"{asked.folder / LATENCY} is of an earlier run with these settings; --overwrite measures anew")
     if asked.analyze_spaces:
         found = replace(found, spaces=_spaces(found, engine))
         write_spaces(found)

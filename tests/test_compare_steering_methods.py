@@ -22,7 +22,7 @@ from eval import compare_latency
 from eval.capability_probe import probe_accuracy
 from eval.compare_behavior import Behavior, Run, _run
 from eval.compare_capability import capability_at, capability_lines
-from eval.compare_files import remove_stale
+from eval.compare_files import LATENCY, earlier_table, remove_stale
 from eval.compare_frontier import agreement, clearest, find_frontier, next_sample
 from eval.compare_latency import VARIANTS, latency_table, measure_latency
 from eval.compare_settings import ACTIVATION, WEIGHTS, Asked, check
@@ -177,6 +177,32 @@ def test_the_page_holds_table_figures_and_answers(done):
     assert ">words an answer</th>" in page and f">{answers.str.split().str.len().mean():.0f}</td>" in page
     answer = pd.read_csv(done / "lora_coef_2.csv")["answer"].iloc[0]
     assert answer.split()[0] in page
+
+
+def test_the_same_command_again_keeps_the_latency_that_was_measured(
+    done, files, tiny_persona, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(compare_latency, "measure_latency", None)  # measuring again would fail
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in folder.glob("latency*")}
+    given = arguments(files, tiny_persona, lora_coefficients=[0, 2], min_coherence=0, output_dir=folder)
+    assert cli.run(compare_steering_methods.main, [*given, "--test_latency"]) == 0
+    said = capsys.readouterr().out
+    assert f"{folder / LATENCY} is of an earlier run with these settings; --overwrite measures anew" in said
+    assert "time of a generated token over the unsteered model's" in said
+    assert {path.name: path.read_bytes() for path in folder.glob("latency*")} == before
+
+    record = read_sidecar(folder / LATENCY)["settings"]
+
+    def earlier(overwrite: bool = False, **changed: Any) -> Any:
+        own: Any = SimpleNamespace(record={"settings": record | changed})
+        own.asked = SimpleNamespace(folder=folder, overwrite=overwrite)
+        return earlier_table(LATENCY, own)
+
+    assert earlier()["variant"].tolist() == list(VARIANTS)
+    assert earlier(overwrite=True) is None and earlier(dtype="bfloat16") is None
+    (folder / LATENCY).write_text((folder / LATENCY).read_text() + "\n")
+    assert earlier() is None, "not as it was measured"
 
 
 def test_other_settings_are_refused_beside_a_finished_comparison(done, files, tiny_persona, capsys):
