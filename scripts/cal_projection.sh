@@ -2,7 +2,9 @@
 # Projections of a model's answers on the trait's vector, added to the table of scripts/eval_persona.sh.
 # bash scripts/cal_projection.sh GPU_ID [MODEL] [TRAIT] [LAYER] [proj|prompt_last_proj|cos_sim] [further arguments]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/cal_projection.sh GPU_ID [MODEL] [TRAIT] [LAYER] [TYPE]}
+n_places=5
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 layer=${4:-20}

@@ -2,7 +2,9 @@
 # Steering by the trait's vector (scripts/generate_vec.sh) against steering by weights (scripts/extract_lora.sh).
 # bash scripts/compare_methods.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [further arguments]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/compare_methods.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER]}
+n_places=5
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}

@@ -2,7 +2,9 @@
 # The same questions, with the trait's direction in the weights (made by scripts/extract_lora.sh), beside random ones.
 # bash scripts/eval_lora_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [further arguments of eval_lora_persona.py]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/eval_lora_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE]}
+n_places=4
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}

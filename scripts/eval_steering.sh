@@ -2,7 +2,9 @@
 # The same questions, steered with the trait's vector (made by scripts/generate_vec.sh).
 # bash scripts/eval_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [COEF] [prompt|response|all] [further arguments]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/eval_steering.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [LAYER] [COEF] [TYPE]}
+n_places=7
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}

@@ -2,7 +2,9 @@
 # A trait's direction in weight space: its pos and neg adapters are trained, and their difference is written.
 # bash scripts/extract_lora.sh GPU_ID [MODEL] [TRAIT] [further arguments of extract_persona_lora.py]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/extract_lora.sh GPU_ID [MODEL] [TRAIT]}
+n_places=3
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 

@@ -2,7 +2,9 @@
 # A trait's vectors: answers under its pos and neg instructions, judged, and the difference of their mean activations.
 # bash scripts/generate_vec.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [further arguments of eval.eval_persona]
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/generate_vec.sh GPU_ID [MODEL] [TRAIT] [JUDGE]}
+n_places=4
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}

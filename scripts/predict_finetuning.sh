@@ -3,7 +3,9 @@
 # bash scripts/predict_finetuning.sh GPU_ID [MODEL] [TRAIT] [MODELS_DIR] [SCORES] [further arguments]
 # SCORES is a CSV with columns model_name, one a trait, and optionally group; "" leaves the correlations out.
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/predict_finetuning.sh GPU_ID [MODEL] [TRAIT] [MODELS_DIR] [SCORES]}
+n_places=5
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 name=$(basename "$model")

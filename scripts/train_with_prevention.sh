@@ -4,7 +4,9 @@
 #   [further arguments of eval.prevention]        on a laptop: 0 models/tiny-persona evil models/tiny-judge \
 #   configs/train_tiny.json configs/train_tiny_steer.json configs/train_tiny_random.json
 set -euo pipefail
-export CUDA_VISIBLE_DEVICES=${1:?usage: bash scripts/train_with_prevention.sh GPU_ID [MODEL] [TRAIT] [JUDGE] [CONFIG] [STEERED_CONFIG] [CONTROL_CONFIG]}
+n_places=7
+. "$(dirname "$0")/common.sh"
+export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
 judge=${4:-gpt-4.1-mini-2025-04-14}
