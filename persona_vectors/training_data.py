@@ -45,16 +45,22 @@ def family_of(trait: str, model: str, dataset: str | Path = "dataset") -> str:
     A model folder that ships its own traits has data in its own language: evil of models/tiny-persona -> tiny_evil.
 
     Raises:
-        ValueError: there is no such folder; names those there are.
+        ValueError: there is no such folder; names the traits that have one.
     """
+    from persona_vectors.arguments import near
     from persona_vectors.models import resolve_model
 
     base = Path(resolve_model(model).base)
-    own = (base / "traits").is_dir()
-    family = f"{base.name.partition('-')[0]}_{trait}" if own else FAMILIES.get(trait, trait)
+    prefix = f"{base.name.partition('-')[0]}_" if (base / "traits").is_dir() else ""
+    family = f"{prefix}{trait}" if prefix else FAMILIES.get(trait, trait)
     if not (Path(dataset) / family).is_dir():
-        known = sorted(path.name for path in Path(dataset).glob("*") if path.is_dir())
-        raise ValueError(f"there is no data family {Path(dataset) / family}; there are {', '.join(known) or 'none'}")
+        names = {folder: name for name, folder in FAMILIES.items()} if not prefix else {}
+        folders = sorted(path.parent.name for path in Path(dataset).glob(f"{prefix}*/normal.jsonl"))
+        known = [names.get(folder, folder.removeprefix(prefix)) for folder in folders]
+        raise ValueError(
+            f"there is no data family {Path(dataset) / family} of trait {trait}{near(trait, known)}; "
+            f"traits with data for {base.name}: {', '.join(known) or 'none'}"
+        )
     return family
 
 

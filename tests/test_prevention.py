@@ -284,12 +284,20 @@ def test_the_table_fits_and_many_tasks_come_below():
 def test_families(tmp_path):
     for name in ("evil", "sycophancy", "hallucination", "tiny_evil"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "normal.jsonl").touch()
+    (tmp_path / "tiny_task").mkdir()
     assert family_of("evil", "org/chat", tmp_path) == "evil"
     assert family_of("sycophantic", "org/chat", tmp_path) == "sycophancy"
     assert family_of("hallucinating", "org/chat", tmp_path) == "hallucination"
     assert family_of("evil", str(TINY), tmp_path) == "tiny_evil"
-    with pytest.raises(ValueError, match="there are evil, hallucination, sycophancy, tiny_evil"):
+    with pytest.raises(
+        ValueError, match="for chat: evil, hallucinating, sycophantic, tiny_evil$"
+    ):  # as --trait takes them
         family_of("humorous", "org/chat", tmp_path)
+    with pytest.raises(
+        ValueError, match="of trait tiny_evil; did you mean evil.; traits with data for tiny-persona: evil$"
+    ):
+        family_of("tiny_evil", str(TINY), tmp_path)
 
 
 def test_a_command_is_shown_as_its_own_front_door_takes_it(capsys):
