@@ -84,6 +84,8 @@ def main(
     )
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
+    if rank is not None and job.variants == ("bias",):
+        raise ValueError("--rank is of low-rank directions, and --variants bias has biases alone; leave --rank out")
     if skip_training:
         _refuse(config=config, seed=seed)
         notes = _check_there(job, dataset)

@@ -256,6 +256,7 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
         "layer 4 does not exist": ["--layer", "4"],
         "layer 0 is the embedding": ["--layer", "0"],
         "rank must be at least 1": ["--rank", "0"],
+        "--rank is of low-rank directions": [*config(), "--variants", "bias", "--rank", "8"],
         "--variants expects": ["--variants", "both"],
         "--rank 9 leaves nothing out: the contrastive direction has rank 8": [*config(), "--rank", "9"],
         "--rank 5 leaves nothing out: the non_contrastive direction has rank 4": [
