@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.text_table import short_names
 from persona_vectors.models import ModelSource, fingerprint, load_config, resolve_model
 from persona_vectors.training_run import RECORD
 
@@ -104,20 +104,6 @@ def _check_base(base: str, name: str, source: ModelSource) -> None:
 def _size(name: str) -> tuple[int, int]:
     config = load_config(name)
     return config.num_hidden_layers, config.hidden_size
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The last part of each name, and as many parts before it as it takes for all to differ."""
-    parts = [
-        tuple(Path(name).expanduser().absolute().parts if Path(name).exists() else name.split("/")) for name in names
-    ]
-    labels = ["/".join(own[-1:]) for own in parts]
-    for depth in range(2, max(map(len, parts), default=1) + 1):
-        counts = Counter(labels)
-        labels = [
-            "/".join(own[-depth:]) if counts[label] > 1 else label for own, label in zip(parts, labels, strict=True)
-        ]
-    return labels
 
 
 def _record(name: str) -> dict[str, Any]:

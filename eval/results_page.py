@@ -115,7 +115,10 @@ def _slopes(study: Study) -> list[str]:
         random = [
             other["wrong_way"]["mean"]
             for other in found
-            if other.get("control") and other.get("layer") == one.get("layer") and _has_mean(other.get("wrong_way"))
+            if other.get("control")
+            and other.get("layer") == one.get("layer")
+            and _has_mean(other.get("wrong_way"))
+            and other.get("matched", one.get("vector")) == one.get("vector")
         ]
         beside = f"; of random directions, {min(random):.0%} to {max(random):.0%} do" if random else ""
         share = f"{wrong['mean']:.0%}" if _has_mean(wrong) else "an unknown share"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eval.model_utils import Steering, WeightSteering, load_vector_for
 from eval.questions import Question
+from eval.text_table import short_names
 from persona_vectors.interventions import POSITIONS
 from persona_vectors.responses import PromptRow
 from persona_vectors.statistics import random_directions
@@ -124,6 +125,14 @@ class Study:
 def short_name(vector: str) -> str:
     """The file name of a vector or direction, of several at once all of theirs; "" of none."""
     return TOGETHER.join(Path(part).name for part in vector.split(TOGETHER)) if vector else ""
+
+
+def shown_names(vectors: Iterable[str]) -> dict[str, str]:
+    """Each vector or direction -> its name to print: `short_name`, with as much of the path as tells them apart."""
+    given = list(dict.fromkeys(filter(None, vectors)))
+    parts = list(dict.fromkeys(part for one in given for part in one.split(TOGETHER)))
+    names = dict(zip(parts, short_names(parts), strict=True))
+    return {one: TOGETHER.join(names[part] for part in one.split(TOGETHER)) for one in given}
 
 
 def several(value: Any) -> tuple[Any, ...]:

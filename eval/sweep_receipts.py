@@ -15,7 +15,7 @@ from typing import Any
 from eval.finished_answers import Engine
 from eval.model_utils import Added, parts_of, weights_of
 from eval.receipt import Receipt, take_receipts
-from eval.sweep import Setting, Study, short_name
+from eval.sweep import Setting, Study, shown_names
 from eval.sweep_answers import rendered
 from eval.weight_receipt import WeightReceipt, take_weight_receipts
 from persona_vectors.store import Store, content_key
@@ -111,13 +111,13 @@ def lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
     for receipt in receipts:
         key = (receipt["vector"], receipt["matched"], receipt.get("layer"))
         groups.setdefault(key, []).append(receipt)
-    return [_line(name, found) for name, found in groups.items()]
+    names = shown_names(vector or matched for vector, matched, _layer in groups)
+    return [_line(names[key[0] or key[1]], bool(key[1]), key[2], found) for key, found in groups.items()]
 
 
-def _line(key: tuple[str, str, int | None], found: Sequence[dict[str, Any]]) -> str:
-    vector, matched, layer = key
+def _line(of: str, matched: bool, layer: int | None, found: Sequence[dict[str, Any]]) -> str:
     n_random = len({receipt["control"] for receipt in found})
-    name = f"{n_random} random, of {short_name(matched)}'s norm," if matched else short_name(vector)
+    name = f"{n_random} random, of {of}'s norm," if matched else of
     coefs = _each(f"{receipt['coef']:g}" for receipt in found)
     if layer is None:
         n_modules = found[0]["modules"]

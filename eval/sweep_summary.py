@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.sweep import Setting, short_name
+from eval.sweep import Setting, shown_names
 from eval.sweep_answers import Answered
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 from persona_vectors.steerability import frontier, steerability
@@ -16,6 +16,9 @@ from persona_vectors.steerability import frontier, steerability
 if TYPE_CHECKING:
     import pandas as pd
 
+Names = Mapping[str, str]
+"""vector -> its name to print"""
+SETTING = ("coef", "layer", "vector", "control", "matched")
 _UNKNOWN: dict[str, float | None] = {"mean": None, "low": None, "high": None}
 NO_SLOPE: dict[str, Any] = {"slope": _UNKNOWN, "wrong_way": _UNKNOWN, "n_used": 0, "n_samples": 0}
 
@@ -59,7 +62,7 @@ def setting_summaries(found: Sequence[Answered], trait: str) -> list[dict[str, A
         intervals = summarise(one.table, trait)
         summaries.append(
             {
-                **{name: getattr(one.setting, name) for name in ("coef", "layer", "vector", "control")},
+                **{name: getattr(one.setting, name) for name in SETTING},
                 "n_total": len(one.table),
                 "n_scored": intervals[trait].n,
                 "n_failed": len(one.failures),
@@ -94,13 +97,13 @@ def steerabilities(
             coherence = summary["coherence"]["mean"]
             groups.setdefault(key, []).append((one, coherence is not None and coherence >= min_coherence))
     described_groups = []
-    for (vector, _matched, control, layer), steered in groups.items():
+    for (vector, matched, control, layer), steered in groups.items():
         if len(base) + len(steered) < 2:
             continue
         members = [*base, *(one for one, coherent in steered if coherent)]
         described_groups.append(
             {
-                **{"vector": vector, "layer": layer, "control": control},
+                **{"vector": vector, "layer": layer, "control": control, "matched": matched},
                 "coefs": sorted(one.setting.coef for one in members),
                 "left_out": sorted(one.setting.coef for one, coherent in steered if not coherent),
                 "min_coherence": min_coherence,
@@ -138,7 +141,7 @@ def find_frontier(summaries: Sequence[dict[str, Any]], trait: str, min_coherence
         chosen = frontier([(row, row[trait]["mean"], row["coherence"]["mean"]) for row in rows], least)
         if chosen is None:
             return None
-        return {name: chosen[0][name] for name in ("coef", "layer", "vector", "control", trait, "coherence")}
+        return {name: chosen[0][name] for name in (*SETTING, trait, "coherence")}
 
     return {
         "min_coherence": min_coherence,
@@ -154,10 +157,11 @@ def _kind(row: dict[str, Any]) -> str:
 
 def finding_lines(findings: dict[str, Any], trait: str) -> list[str]:
     """The findings as text: a line a setting, a line for each vector's steerability, and the frontier."""
+    names = shown_names(row["vector"] or row["matched"] for row in findings["sweep"])
     return [
-        *table_lines(findings["sweep"], trait),
-        *steerability_lines(findings["steerability"], trait),
-        frontier_line(findings["frontier"], trait),
+        *table_lines(findings["sweep"], trait, names),
+        *steerability_lines(findings["steerability"], trait, names),
+        frontier_line(findings["frontier"], trait, names),
     ]
 
 
@@ -170,14 +174,14 @@ def summary_lines(one: Answered, trait: str) -> list[str]:
     ]
 
 
-def table_lines(summaries: Sequence[dict[str, Any]], trait: str) -> list[str]:
+def table_lines(summaries: Sequence[dict[str, Any]], trait: str, names: Names) -> list[str]:
     """A line a setting, under a heading."""
     rows = [("layer", "coef", "setting", trait, "coherence", "scored")]
     for row in summaries:
         layer = "-" if row["layer"] is None else str(row["layer"])
         coef = "-" if row["control"] == "prompt" else f"{row['coef']:g}"
         counts = f"{row['n_scored']}/{row['n_total']}"
-        rows.append((layer, coef, _name(row), _text(row[trait]), _text(row["coherence"]), counts))
+        rows.append((layer, coef, _name(row, names), _text(row[trait]), _text(row["coherence"]), counts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = {2}  # names; numbers stand at the right
     return [
@@ -188,7 +192,7 @@ def table_lines(summaries: Sequence[dict[str, Any]], trait: str) -> list[str]:
     ]
 
 
-def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]:
+def steerability_lines(found: Sequence[dict[str, Any]], trait: str, names: Names) -> list[str]:
     """A line for each vector and layer; one for the random directions of each layer, as a range."""
     lines = []
     own = [one for one in found if not one["control"]]
@@ -199,16 +203,20 @@ def steerability_lines(found: Sequence[dict[str, Any]], trait: str) -> list[str]
         )
         if len(one["coefs"]) < 2:
             what = "no slope, which needs two coherent coefficients"
-        lines.append(f"steerability of {_name(one)}{_at(one['layer'])}: {what}{left_out_text([one])}")
-    for layer in sorted({one["layer"] for one in found if one["control"]}, key=lambda layer: layer or 0):
-        there = [one for one in found if one["control"] and one["layer"] == layer]
+        lines.append(f"steerability of {_name(one, names)}{_at(one['layer'])}: {what}{left_out_text([one])}")
+    groups: dict[tuple[int | None, str], list[dict[str, Any]]] = {}
+    for one in found:
+        if one["control"]:
+            groups.setdefault((one["layer"], one["matched"]), []).append(one)
+    for (layer, matched), there in sorted(groups.items(), key=lambda item: item[0][0] or 0):
         random = [one for one in there if one["n_used"]]
         if random:
             slopes = [round(one["slope"]["mean"], 1) + 0.0 for one in random]
             shares = [one["wrong_way"]["mean"] for one in random]
+            name = f"{len(random)} random directions{_of(matched, names)}{_at(layer)}"
             lines.append(
-                f"steerability of {len(random)} random directions{_at(layer)}: {min(slopes):+.1f} to "
-                f"{max(slopes):+.1f}; {min(shares):.0%} to {max(shares):.0%} move the wrong way{left_out_text(there)}"
+                f"steerability of {name}: {min(slopes):+.1f} to {max(slopes):+.1f}; {min(shares):.0%} to "
+                f"{max(shares):.0%} move the wrong way{left_out_text(there)}"
             )
     return lines
 
@@ -221,7 +229,7 @@ def left_out_text(found: Sequence[dict[str, Any]]) -> str:
     return f" (without coef {', '.join(f'{coef:g}' for coef in coefs)}: coherence below {found[0]['min_coherence']:g})"
 
 
-def frontier_line(found: dict[str, Any], trait: str) -> str:
+def frontier_line(found: dict[str, Any], trait: str, names: Names) -> str:
     """`frontier: evil 61.2 [..] at layer 3, coef 1 (coherence 88); random ...; unsteered ...`."""
     shown = []
     for kind in ("steered", "random", "unsteered", "prompt"):
@@ -229,7 +237,7 @@ def frontier_line(found: dict[str, Any], trait: str) -> str:
         if best is not None:
             at = f"{_at(best['layer'])}," if best["layer"] is not None else " at"
             where = f"{at} coef {best['coef']:g}" if kind in ("steered", "random") else ""
-            name = {"steered": _name(best), "random": best["control"]}.get(kind, kind)
+            name = {"steered": _name(best, names), "random": _name(best, names)}.get(kind, kind)
             shown.append(f"{name} {_text(best[trait])}{where} (coherence {best['coherence']['mean']:.1f})")
         elif kind == "steered":
             shown.append("no steered setting")
@@ -241,8 +249,15 @@ def _at(layer: int | None) -> str:
     return "" if layer is None else f" at layer {layer}"
 
 
-def _name(row: dict[str, Any]) -> str:
-    return row["control"] or short_name(row["vector"]) or "unsteered"
+def _name(row: dict[str, Any], names: Names) -> str:
+    if row["control"]:
+        return row["control"] + _of(row["matched"], names)
+    return names[row["vector"]] if row["vector"] else "unsteered"
+
+
+def _of(matched: str, names: Names) -> str:
+    """Whose control a random direction is, where there are several it could be."""
+    return f" of {names[matched]}" if matched and len(names) > 1 else ""
 
 
 def _text(interval: dict[str, float | None], *, sign: bool = False) -> str:

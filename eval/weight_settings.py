@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.model_utils import WeightSteering, sample
-from eval.sweep import TOGETHER, Setting, check_once, random_seed, short_name
+from eval.sweep import TOGETHER, Setting, check_once, random_seed, short_name, shown_names
 from lora_utils import Direction, LoRASteerer, as_direction
 from persona_vectors.weight_adapters import base_note
 from persona_vectors.weight_direction import WeightDirection, combine, crosstalk, random_like
@@ -79,11 +79,12 @@ def expand(
 
 def crosstalk_lines(table: dict[str, dict[str, float]]) -> list[str]:
     """A line for every two directions: how much of one the other carries."""
-    names = list(table)
+    names = shown_names(table)
+    paths = list(names)
     return [
-        f"cosine of {short_name(one)} and {short_name(other)} in weight space: {table[one][other]:+.3f}"
-        for place, one in enumerate(names)
-        for other in names[place + 1 :]
+        f"cosine of {names[one]} and {names[other]} in weight space: {table[one][other]:+.3f}"
+        for place, one in enumerate(paths)
+        for other in paths[place + 1 :]
     ]
 
 

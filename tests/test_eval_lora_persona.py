@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -195,6 +196,19 @@ def test_the_receipt_of_random_directions_says_that_they_are_several():
         "3 random" in random and "coef 1, 2: changes 4 modules by 0.1 to 0.12, 0.2 of their outputs (at each" in random
     )
     assert "(at each coef the lowest to the highest of the 3)" in random
+
+
+def test_directions_of_one_name_are_told_apart_and_each_random_one_says_whose_it_is(call, tmp_path, tiny_persona):
+    paths = [
+        str(save_adapter(direction(tiny_persona, seed), tmp_path / of / "diff")) for seed, of in ((1, "a"), (2, "b"))
+    ]
+    code, out, err = call(lora_diff_path=" ".join(paths), lora_coef="0 1", control="random", n_random="1")
+    assert code == 0, err
+    assert "cosine of a/diff and b/diff in weight space" in out
+    names = [re.split(r"  +", line.strip())[2] for line in out.splitlines() if line.startswith("    -")]
+    assert names == ["unsteered", "a/diff", "random1 of a/diff", "b/diff", "random2 of b/diff"]
+    assert "steering receipt: a/diff in the weights" in out and "1 random, of b/diff's norm," in out
+    assert "steerability of 1 random directions of a/diff: " in out
 
 
 def test_a_direction_of_another_model_is_named(tiny_persona, tmp_path, capsys):

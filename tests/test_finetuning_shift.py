@@ -19,11 +19,12 @@ import training
 from eval import finetuning_shift
 from eval.finetuning_shift_findings import notes, overview, sentences
 from eval.finetuning_shift_measure import Measured, _mean
-from eval.finetuning_shift_models import Finetune, cluster_line, find_finetunes, origin_notes, short_names
+from eval.finetuning_shift_models import Finetune, cluster_line, find_finetunes, origin_notes
 from eval.finetuning_shift_page import write_results
 from eval.finetuning_shift_rows import Comparison, correlated
 from eval.finetuning_shift_statistics import cross_mean, shift_correlations
 from eval.finished_answers import Engine
+from eval.text_table import short_names
 from persona_vectors import cli
 from persona_vectors.files import sha256_of_file, write_json_atomic
 from persona_vectors.models import fingerprint, load_model

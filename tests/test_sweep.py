@@ -202,7 +202,7 @@ def slope_of(traits, coherences):
         rows = {"question_id": ["q_0", "q_1"], "question": ["a", "b"], "evil": scores, "coherence": coherences[coef]}
         found.append(Answered(setting, pd.DataFrame(rows), []))
     findings = sweep_findings(found, "evil", 75.0)
-    return steerability_lines(findings["steerability"], "evil"), findings["steerability"][0]
+    return steerability_lines(findings["steerability"], "evil", {"v.pt": "v.pt"}), findings["steerability"][0]
 
 
 def test_several_traits_are_one_job_with_a_table_each(run, world, tiny_persona, tmp_path, monkeypatch):
