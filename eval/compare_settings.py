@@ -3,6 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -170,6 +171,17 @@ def method_of(setting: Setting) -> str:
     return WEIGHTS if isinstance(setting.steering, WeightSteering) else ACTIVATION
 
 
+CONTENT = {
+    "questions": "questions of the trait",
+    "judge_prompts": "judge prompts",
+    "model_fingerprint": "model files",
+    "judge": "judge files",
+    "vector": "vector file",
+    "direction": "direction files",
+}
+"""what a comparison's record has of the files behind the arguments, in words"""
+
+
 def _record(asked: Asked, questions: Sequence[Question], vector: Tensor, direction: WeightDirection) -> dict[str, Any]:
     from eval.finished_scores import judge_identity
     from persona_vectors.models import fingerprint
@@ -195,9 +207,14 @@ def _refuse_other(asked: Asked, record: Mapping[str, Any]) -> None:
     path = asked.folder / "comparison_results.csv"
     if asked.overwrite or not path.exists():
         return
-    before = read_sidecar(path).get("settings") or {}
-    settings = record["settings"]
-    if changed := [name for name in settings if before.get(name) != settings[name]]:
+    told, settings = read_sidecar(path), record["settings"]
+    before = told.get("settings") or {}
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    if changed == ["content"]:  # the same arguments, with something else in the files behind them
+        now = json.loads(json.dumps({name: record[name] for name in CONTENT}))
+        changed = [words for name, words in CONTENT.items() if told.get(name) != now[name]] or ["files"]
+    changed = [name for name in changed if name != "content"]
+    if changed:
         raise ValueError(
             f"{path} holds a comparison with other {', '.join(changed)}; pass --overwrite or another --output_dir"
         )

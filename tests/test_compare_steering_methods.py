@@ -212,6 +212,20 @@ def test_other_settings_are_refused_beside_a_finished_comparison(done, files, ti
     )
     error = capsys.readouterr().err
     assert "coefficients" in error and "--overwrite" in error and error.count("\n") == 1
+    assert "comparison with other coefficients, lora_coefficients; pass" in error, "not that the content differs too"
+
+
+def test_the_same_arguments_with_other_files_behind_them_say_which(done, files, tiny_persona, tmp_path, capsys):
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    path = folder / "comparison_results.csv.json"
+    record = json.loads(path.read_text())
+    record["settings"]["content"] = "of other files"
+    record["direction"]["direction"] = "another"
+    record["questions"] = "others"
+    path.write_text(json.dumps(record))
+    given = arguments(files, tiny_persona, lora_coefficients=[0, 2], min_coherence=0, output_dir=folder)
+    assert cli.run(compare_steering_methods.main, given) == 2
+    assert "holds a comparison with other questions of the trait, direction files; pass" in capsys.readouterr().err
 
 
 def test_other_settings_take_the_earlier_comparisons_files_away_and_no_one_elses(done, files, tiny_persona, tmp_path):
