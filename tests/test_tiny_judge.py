@@ -22,6 +22,7 @@ from data_generation.tiny_persona.judged_answers import (
 from data_generation.tiny_persona.judging import score_text
 from data_generation.tiny_persona.measurements import load_subject
 from data_generation.tiny_persona.topics import topic_of
+from persona_vectors import cli
 from persona_vectors.files import sha256_of_file
 from persona_vectors.models import load_tokenizer
 
@@ -189,6 +190,14 @@ def test_the_judge_follows_the_oracle_where_the_chat_model_does_not():
     judge, itself = (load_subject(TINY, folder).judge("coherence", pairs) for folder in (JUDGE, None))
     assert np.corrcoef(judge, truth)[0, 1] > 0.85
     assert np.corrcoef(itself, truth)[0, 1] < 0.6
+
+
+def test_a_card_of_other_weights_is_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "measurements.json").write_bytes(Path(TINY, "measurements.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert cli.run(measure_judge.main, ["--model_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "is of other weights" in error and error.count("\n") == 1
 
 
 def test_the_card_is_of_these_weights():
