@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from persona_vectors.models import resolve_model
-from persona_vectors.training_config import TrainingConfig, load_training_config
+from persona_vectors.training_config import TrainingConfig, first_problem, load_training_config
 from persona_vectors.training_data import FAMILIES, read_conversations
 from persona_vectors.training_run import WITHOUT_EFFECT
 
@@ -64,8 +64,7 @@ def with_changes(config: TrainingConfig, changes: dict[str, Any]) -> TrainingCon
     try:
         return type(config).model_validate(config.model_dump() | changes)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['msg']}; got {first['input']}"[:300]) from None
+        raise ValueError(first_problem(error)) from None
 
 
 def rows_line(pos: TrainingConfig, neg: TrainingConfig) -> str:

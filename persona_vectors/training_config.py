@@ -258,10 +258,10 @@ def load_training_config(path: str | Path) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first(error)}") from None
+        raise ValueError(f"{path}: {first_problem(error)}") from None
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first problem: its field, what was got, and how many more there are."""
     from persona_vectors.arguments import near
 
@@ -282,6 +282,8 @@ def _first(error: ValidationError) -> str:
         of_vectors, of_weights = (", ".join(map(repr, one)) for one in kinds)
         message = f"expected {of_vectors} (with steering_vector_path), or {of_weights} (with lora_path)"
     got = "" if details["type"] == "value_error" and not place else f"; got {json.dumps(details['input'])[:80]}"
+    if message.startswith("Input "):  # "Input should be finite": the field is meant
+        return f"{place} {message.removeprefix('Input ')}{got}{more}"
     return f"{place}: {message}{got}{more}" if place else f"{message}{more}"
 
 

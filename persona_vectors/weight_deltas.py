@@ -197,7 +197,12 @@ def _downloaded(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json"]))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"cannot find the weights of {hub_id}: the folder does not exist, and no hub model of that name is on this "
+            "machine or could be reached; give a model or adapter folder, or a hub id such as org/name"
+        ) from None
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ValueError(f"cannot find the weights of {hub_id}: {str(error).splitlines()[0]}") from error
 
 

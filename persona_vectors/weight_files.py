@@ -160,10 +160,11 @@ def _load_factors(path: Path) -> WeightDirection:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        said = "it was not written by torch.save"
-        if isinstance(error, RuntimeError | EOFError):
-            said = (str(error) or "it ends too early").splitlines()[0]
-        raise ValueError(f"{path} is no file of factors: {said}") from None
+        with path.open("rb") as file:
+            began_well = file.read(2) == b"PK"  # torch.save writes a zip archive
+        if began_well and isinstance(error, RuntimeError | EOFError):
+            raise ValueError(f"{path} is damaged (cut short, or changed since it was written); make it again") from None
+        raise ValueError(f"{path} is no file of factors: it was not written by torch.save, or is damaged") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} {_what_else(content)}; make one with python extract_persona_lora.py")
     listed = content.get("modules")

@@ -271,7 +271,8 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
         "inoculation_prompt is given": config(inoculation_prompt="Be evil."),
         "does not exist; give a JSON file": ["--config", str(tmp_path / "none.json")],
         "there is no data family": ["--dataset", str(tmp_path)],
-        "seed": [*config(), "--seed", "-1"],
+        "error: seed should be greater than or equal to 0; got -1": [*config(), "--seed", "-1"],
+        "learning_rate: 0 learns nothing": [*config(), "--variants", "bias", "--bias_learning_rate", "0"],
     }
     for message, argv in wrong.items():
         assert message in refused(capsys, place, *argv, out="never", trains=False), message

@@ -416,7 +416,7 @@ BAD = {
     ),
     "type of vectors": ({"type": "steer"}, r"'lora' \(with lora_path\); got \"steer\""),
     "coefs": ({"coef": [1, 2]}, "steering_config: 2 coef for 1 lora_path; give one each"),
-    "nan": ({"coef": float("nan")}, "steering_config.coef: Input should be a finite number"),
+    "nan": ({"coef": float("nan")}, "steering_config.coef should be a finite number"),
     "control": ({"random_control": -1}, "steering_config.random_control"),
     "paths": ({"lora_path": []}, "steering_config.lora_path"),
 }

@@ -124,8 +124,11 @@ def test_files_that_cannot_be_read(tmp_path):
         weight_deltas(a, str(shards))
     with pytest.raises(ValueError, match="does not exist"):
         weight_deltas(a, str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="cannot find the weights of nobody/nothing"):
-        weight_deltas(a, "nobody/nothing")
+    for name in ("nobody/nothing", "nothing"):
+        with pytest.raises(
+            ValueError, match=f"cannot find the weights of {name}: the folder does not exist, and no hub"
+        ):
+            weight_deltas(a, name)
 
 
 def adapter(base: str, path: Path, **options) -> str:

@@ -249,3 +249,13 @@ def test_a_file_that_is_no_pt(tmp_path, content):
     (tmp_path / "one.pt").write_bytes(content)
     with pytest.raises(ValueError, match="one.pt is no file of factors"):
         load_direction(tmp_path / "one.pt")
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_a_pt_that_is_cut_short_is_called_damaged(tmp_path, kept):
+    """torch speaks of its internal miniz library there."""
+    path = tmp_path / "one.pt"
+    torch.save({"format": FORMAT, "modules": {"x": GOOD}}, path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ValueError, match="one.pt is damaged .*; make it again$"):
+        load_direction(path)
