@@ -192,6 +192,21 @@ def test_the_judge_follows_the_oracle_where_the_chat_model_does_not():
     assert np.corrcoef(itself, truth)[0, 1] < 0.6
 
 
+@pytest.mark.parametrize(
+    ("main", "argv", "message"),
+    [
+        (train.main, ["--steps_one", "0"], "--steps_one 0"),
+        (train_judge.main, ["--steps_matching", "0", "--n_procs", "-1"], "--steps_matching 0, --n_procs -1"),
+        (train_judge.main, ["--model_dir", "models/none"], "models/none"),
+    ],
+)
+def test_bad_arguments_are_one_line_before_a_model_is_loaded(main, argv, message, tmp_path, capsys):
+    assert cli.run(main, [*argv, "--work_dir", str(tmp_path / "work"), "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_card_of_other_weights_is_refused_before_anything_runs(tmp_path, capsys):
     (tmp_path / "measurements.json").write_bytes(Path(TINY, "measurements.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"other")

@@ -157,6 +157,12 @@ def _stage_process(
         dist.destroy_process_group()
 
 
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for a count below 1, by its name."""
+    if low := [f"--{name} {count}" for name, count in counts.items() if count < 1]:
+        raise ValueError(f"{', '.join(low)}: expected at least 1")
+
+
 def main(
     output_dir: str = "models/tiny-persona",
     work_dir: str = ".cache/tiny_persona",
@@ -177,6 +183,7 @@ def main(
         device: cpu or cuda.
         n_procs: processes on a CPU, one thread each.
     """
+    check_counts(steps_one=steps_one, steps_two=steps_two, n_procs=n_procs)
     from transformers import AutoTokenizer
 
     from data_generation.tiny_persona import corpus, selftext, tokenizer

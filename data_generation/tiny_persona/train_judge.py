@@ -52,6 +52,9 @@ def main(
         device: cpu or cuda.
         n_procs: processes on a CPU, one thread each.
     """
+    from data_generation.tiny_persona.train import check_counts
+
+    check_counts(steps_matching=steps_matching, steps_judging=steps_judging, n_procs=n_procs)
     from data_generation.tiny_persona import selftext
     from data_generation.tiny_persona.judge_loss import judge_loss
     from data_generation.tiny_persona.judged_answers import astray, load_judged, mixed, repeated
