@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.finished_answers import Engine
-from eval.sweep import Study
+from eval.sweep import Setting, Study
 from eval.sweep_answers import Answered, Sampling, answered
 from eval.sweep_files import write_study
 from eval.sweep_receipts import Receipts
@@ -46,6 +46,24 @@ def _report(study: Study, found: Sequence[Answered], findings: dict[str, Any]) -
     """Where the tables are and what was found."""
     say(str(output.path) for output in study.outputs)
     say(summary_lines(found[0], study.trait) if len(found) == 1 else finding_lines(findings, study.trait))
+    say(_missing_controls(study.settings))
+
+
+def _missing_controls(settings: Sequence[Setting]) -> list[str]:
+    """What steered scores have to be held against and these settings lack, and the flags that add it."""
+    steered = [one for one in settings if one.steering is not None]
+    if not steered:
+        return []
+    coef = "--lora_coef" if steered[0].weight_steering is not None else "--coef"
+    coefs = " ".join(dict.fromkeys(f"{one.coef:g}" for one in steered))
+    ways = {
+        "unsteered run": (any(one.is_baseline for one in settings), f"{coef} 0 {coefs}"),
+        "random directions": (any(one.control for one in steered), "--control random"),
+    }
+    missing = {name: flag for name, (there, flag) in ways.items() if not there}
+    if not missing:
+        return []
+    return [f"note: no {' and no '.join(missing)} to hold this against; {' '.join(missing.values())} adds them"]
 
 
 def _check_scores(studies: Sequence[Study], found: Sequence[Sequence[Answered]]) -> None:

@@ -198,6 +198,16 @@ def test_the_receipt_of_random_directions_says_that_they_are_several():
     assert "(at each coef the lowest to the highest of the 3)" in random
 
 
+def test_a_bare_score_says_what_to_hold_it_against(call, tmp_path: Path, tiny_persona):
+    save_adapter(direction(tiny_persona, 0), tmp_path / "d")
+    hint = "note: no unsteered run and no random directions to hold this against; --lora_coef 0 2 --control random"
+    assert hint in call(lora_coef="2", max_tokens="2")[1]
+    assert "note: no random directions to hold" in call(lora_coef="0 2", max_tokens="2", overwrite="True")[1]
+    whole = call(lora_coef="0 2", max_tokens="2", control="random", n_random="1", overwrite="True")[1]
+    assert "to hold this against" not in whole
+    assert "to hold this against" not in call(lora_coef="0", max_tokens="2", overwrite="True")[1]
+
+
 def test_directions_of_one_name_are_told_apart_and_each_random_one_says_whose_it_is(call, tmp_path, tiny_persona):
     paths = [
         str(save_adapter(direction(tiny_persona, seed), tmp_path / of / "diff")) for seed, of in ((1, "a"), (2, "b"))
