@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.weight_projection_trainings import shared_notes
+from eval.weight_projection_trainings import of_one_seed, shared_notes
 from persona_vectors.blocks import check_layer
 from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint, load_config, resolve_model, unfinished_note
@@ -71,9 +71,11 @@ def compute_projection_dataset(
     notes += filter(None, map(unfinished_note, models.values()))
     notes += shared_notes(models, dict(zip(directions, paths, strict=True)))
     found = project(shifts, directions, layers=layers, n_random=n_random, seed=seed, progress=progress)
+    alike = {name: of_one_seed(models, path) for name, path in zip(directions, paths, strict=True)}
     records = []
     for (model, direction), one in found.items():
-        told = {"model_name": model, "model_path": models[model], "direction": direction}
+        told: Record = {"model_name": model, "model_path": models[model], "direction": direction}
+        told["shares_seed"] = model in alike[direction]
         records.append({**told, "layers": None if layers is None else list(layers), **_numbers(one)})
         if one.cosine is None:
             notes.append(f"{model} has the weights of {original_model}{_at(layers)}, so its cosine is not defined")

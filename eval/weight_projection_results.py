@@ -11,7 +11,7 @@ import pandas as pd
 
 from eval.text_table import aligned
 from eval.weight_projection_measure import Record
-from eval.weight_projection_scores import GROUP, estimated, score_of, traits_of
+from eval.weight_projection_scores import GROUP, estimated, random_text, score_of, traits_of
 from persona_vectors.files import sidecar_path, write_bytes_atomic, write_csv_atomic, write_json_atomic, write_sidecar
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOOKS = ("s0", "s1", "s2", "s3", "s4")
 MOST_PANELS = 12
+_OF_SEED = ", from the direction's seed"
 COLUMNS = (
     *("model_name", "direction", "total_projection", "average_projection", "cosine", "weight_shift_norm"),
     *("direction_norm", "num_parameters", "modules_in_common", "modules_of_direction"),
@@ -61,18 +62,25 @@ def lines(results: Results) -> list[str]:
 
 def _correlation_lines(correlations: Sequence[Record]) -> list[str]:
     first = ["direction", "score", "models", "Pearson r", "Spearman", "r of cosine", "r of |dW| alone"]
-    table = [[*first, "random directions: |r| median, 95th percentile", "have a smaller |r|"]]
+    table = [[*first, f"random directions: |r| {_random_heading(correlations)}", "have a smaller |r|"]]
     for one in correlations:
         kinds = (one["pearson"], one["spearman"], one["cosine"], one["weight_shift_norm"])
         level = one["random"]
-        random = ["-", "-"]
-        if level is not None:
-            random = [f"{level['median']:.2f}, {level['p95']:.2f}", f"{level['share_below']:.0%} of {level['n']}"]
+        beaten = "-" if level is None else f"{level['share_below']:.0%} of {level['n']}"
+        if level is not None and level["p95"] is None:
+            beaten = f"{round(level['share_below'] * level['n'])} of {level['n']}"
         count = f"{one['n_models']}"
         if one["n_clusters"] != one["n_models"]:
             count += f" in {one['n_clusters']} groups"
-        table.append([one["direction"], one["trait"], count, *(estimated(kind).text() for kind in kinds), *random])
+        table.append([one["direction"], one["trait"], count, *(estimated(kind).text() for kind in kinds)])
+        table[-1] += [random_text(level), beaten]
     return aligned(table)
+
+
+def _random_heading(correlations: Sequence[Record]) -> str:
+    """What `random_text` gives: a 95th percentile, or of few directions the ends."""
+    few = any(one["random"] is not None and one["random"]["p95"] is None for one in correlations)
+    return "lowest to highest" if few else "median, 95th percentile"
 
 
 def write(results: Results, output_path: str) -> list[Path]:
@@ -124,8 +132,11 @@ def figure(results: Results) -> Figure:
     directions = list(dict.fromkeys(one["direction"] for one in results.records))
     panels: dict[str, Panel] = {}
     for one in results.correlations[:MOST_PANELS]:
-        r = estimated(one["pearson"]).text()
-        panels[f"{one['direction']}, {one['trait']}\nr {r}"] = Panel(
+        title = f"{one['direction']}, {one['trait']}\nr {estimated(one['pearson']).text()}"
+        title += f"\n|dW| alone: r {estimated(one['weight_shift_norm']).text()}"
+        if one["random"] is not None:
+            title += f"\nrandom directions: |r| {random_text(one['random'])} ({_random_heading([one])})"
+        panels[title] = Panel(
             _points(results, one["direction"], one["trait"]), "projection <dW, L> / |L|", one["trait"]
         )
     whole = len(results.correlations) <= MOST_PANELS
@@ -140,9 +151,12 @@ def _points(results: Results, direction: str, trait: str) -> list[Any]:
     own = [one for one in results.records if one["direction"] == direction and one["model_name"] in table.index]
     groups: dict[str, list[Record]] = {}
     for one in own:
-        groups.setdefault(str(table[GROUP][one["model_name"]]) if GROUP in table.columns else "models", []).append(one)
+        name = str(table[GROUP][one["model_name"]]) if GROUP in table.columns else "models"
+        groups.setdefault(name + _OF_SEED * one["shares_seed"], []).append(one)
     if len(groups) > len(LOOKS):
-        groups = {"models": own}
+        groups = {}
+        for one in own:
+            groups.setdefault("models" + _OF_SEED * one["shares_seed"], []).append(one)
     return [
         Points(
             name,

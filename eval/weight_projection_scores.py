@@ -22,6 +22,8 @@ from persona_vectors.correlation import (
     share_beaten,
 )
 
+LEAST_FOR_P95 = 20
+"""random directions that a 95th percentile needs: of fewer it lies between the two highest"""
 NAME, GROUP = "model_name", "group"
 
 
@@ -159,9 +161,19 @@ def _random(records: Sequence[Record], scores: np.ndarray) -> np.ndarray:
 def _level(projection: Correlation, random: np.ndarray) -> Record | None:
     if not len(random) or projection.pearson.value is None:
         return None
-    middle, high = np.percentile(random, (50, 95))
     beaten = share_beaten(abs(projection.pearson.value), random)
-    return {"n": len(random), "median": float(middle), "p95": float(high), "share_below": beaten}
+    found = {"n": len(random), "median": float(np.median(random)), "share_below": beaten}
+    found |= {"min": float(random.min()), "max": float(random.max())}
+    return found | {"p95": float(np.percentile(random, 95)) if len(random) >= LEAST_FOR_P95 else None}
+
+
+def random_text(level: Record | None) -> str:
+    """`0.12, 0.45`: median and 95th percentile of the random directions' |r|; of few of them `0.02 to 0.31`."""
+    if level is None:
+        return "-"
+    if level["p95"] is None:
+        return f"{level['min']:.2f} to {level['max']:.2f}"
+    return f"{level['median']:.2f}, {level['p95']:.2f}"
 
 
 def estimated(record: dict[str, Any]) -> Estimated:

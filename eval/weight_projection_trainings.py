@@ -17,12 +17,10 @@ def shared_notes(models: Mapping[str, str], directions: Mapping[str, str]) -> li
 
     Seeds and files are those of training.json and of the direction's sidecar; what has no record has no note.
     """
-    trained = {name: training_of(_run_folder(Path(path))) for name, path in models.items()}
+    trained = _trained(models)
     notes = []
     for direction, path in directions.items():
-        sides = direction_trainings(path)
-        alike = [name for name, own in trained.items() if any(_same_start(own, side) for side in sides)]
-        if alike:
+        if alike := of_one_seed(models, path):
             seeds = sorted({str(trained[name]["config"]["seed"]) for name in alike})
             notes.append(
                 f"trained from the seed of direction {direction} ({', '.join(seeds)}): {', '.join(alike)}. LoRA "
@@ -33,6 +31,16 @@ def shared_notes(models: Mapping[str, str], directions: Mapping[str, str]) -> li
         if told := [f"{name} ({', '.join(files)})" for name, files in rows.items() if files]:
             notes.append(f"trained on rows that direction {direction} was made from: {'; '.join(told)}")
     return notes
+
+
+def of_one_seed(models: Mapping[str, str], direction: str) -> list[str]:
+    """The models (name -> path) that were trained from the seed of the direction (its path)."""
+    sides = direction_trainings(direction)
+    return [name for name, own in _trained(models).items() if any(_same_start(own, side) for side in sides)]
+
+
+def _trained(models: Mapping[str, str]) -> dict[str, Training]:
+    return {name: training_of(_run_folder(Path(path))) for name, path in models.items()}
 
 
 def _run_folder(model: Path) -> Path:

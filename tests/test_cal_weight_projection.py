@@ -12,6 +12,7 @@ import pytest
 
 import cal_weight_projection
 from cal_weight_projection import compute_projection_correlation, compute_projection_dataset, compute_single_projection
+from eval.weight_projection_results import Results, figure
 from lora_utils import WeightProjector
 from persona_vectors import cli
 from persona_vectors.files import read_sidecar, sha256_of_file
@@ -115,6 +116,7 @@ def test_scores_go_with_the_projection_and_not_with_random_directions(place, cap
               for k in range(60)]  # fmt: skip
     assert evil["random"]["median"] == pytest.approx(np.median(random))
     told = capsys.readouterr().out
+    assert "random directions: |r| median, 95th percentile  have a smaller |r|" in told and "% of 60" in told
     assert "note: no scores for full, peft" in told and f"{evil['pearson']['value']:.2f} [" in told
     assert (place / "scored.png").read_bytes()[:4] == b"\x89PNG"
     assert pd.read_csv(place / "scored.csv").set_index("model_name").score_evil["m0"] == pytest.approx(scores[0])
@@ -200,7 +202,9 @@ def test_models_of_the_directions_seed_or_rows_are_named(place, capsys, tmp_path
     assert (
         run(place, str(tmp_path / "folder"), *argv, path=str(tmp_path / "made.pt"), out=str(tmp_path / "o.json")) == 0
     )
-    notes = json.loads((tmp_path / "o.json").read_text())["notes"]
+    written = json.loads((tmp_path / "o.json").read_text())
+    assert {one["model_name"] for one in written["projections"] if one["shares_seed"]} == {"both", "seed"}
+    notes = written["notes"]
     printed = capsys.readouterr().out
     assert len(notes) == 4 and all(f"note: {note}" in printed for note in notes)
     for direction, [alike, rows] in (("made", notes[:2]), ("folder", notes[2:])):
@@ -210,13 +214,33 @@ def test_models_of_the_directions_seed_or_rows_are_named(place, capsys, tmp_path
         assert rows == f"trained on rows that direction {direction} was made from: both ({file}); rows ({file})"
 
 
+def test_the_figure_has_its_controls_and_marks_the_models_of_the_directions_seed(place):
+    models = {f"m{i}": str(place / "models" / f"m{i}") for i in range(len(AMOUNTS))}
+    table = pd.read_csv(place / "scores.csv").set_index("model_name")[["evil"]]
+    for n_random in (2, 20):
+        records, _ = compute_projection_dataset(str(place / "base"), models, str(place / "d.pt"), n_random=n_random)
+        assert not any(one["shares_seed"] for one in records)
+        records = [one | {"shares_seed": one["model_name"] in ("m2", "m5")} for one in records]
+        found = Results({}, records, compute_projection_correlation(records, table), table)
+        [axis] = figure(found).axes
+        level, size = (found.correlations[0][name] for name in ("random", "weight_shift_norm"))
+        ends = f"{level['min']:.2f} to {level['max']:.2f} (lowest to highest)"
+        percentiles = f"{level['median']:.2f}, {level['p95'] or 0:.2f} (median, 95th percentile)"
+        assert f"|r| {ends if n_random == 2 else percentiles}" in axis.get_title()
+        assert f"|dW| alone: r {size['value']:.2f}" in axis.get_title()
+        of_groups = {one.get_label(): len(one.get_offsets()) for one in axis.collections}
+        assert of_groups == {"models": 7, "models, from the direction's seed": 2}
+
+
 def test_what_random_directions_reach_is_worded_and_few_models_are_a_note(place, capsys, tmp_path):
     few = pd.read_csv(place / "scores.csv")[["model_name", "evil"]].head(4)
     few.to_csv(tmp_path / "scores.csv", index=False)
     argv = ["--finetuned_models_dir", str(place / "models"), "--behavior_scores", str(tmp_path / "scores.csv")]
     assert run(place, *argv, "--n_random", "5", out=str(tmp_path / "few.json")) == 0
     said = capsys.readouterr().out
-    assert "random directions: |r| median, 95th percentile  have a smaller |r|" in said and "% of 5" in said
+    assert "random directions: |r| lowest to highest  have a smaller |r|" in said and "% of 5" not in said
+    [level] = [one["random"] for one in json.loads((tmp_path / "few.json").read_text())["correlations"]]
+    assert level["p95"] is None and f"{level['min']:.2f} to {level['max']:.2f}  " in said and " of 5" in said
     notes = json.loads((tmp_path / "few.json").read_text())["notes"]
     assert any(note.startswith("r over 4 models ") and "often chance" in note for note in notes)
     whole = [*argv[:-1], str(place / "scores.csv"), "--n_random", "2"]
