@@ -135,7 +135,8 @@ def figure(results: Results) -> Figure:
         title = f"{one['direction']}, {one['trait']}\nr {estimated(one['pearson']).text()}"
         title += f"\n|dW| alone: r {estimated(one['weight_shift_norm']).text()}"
         if one["random"] is not None:
-            title += f"\nrandom directions: |r| {random_text(one['random'])} ({_random_heading([one])})"
+            title += f"\nrandom |r| {random_text(one['random'])}"
+            title += "" if one["random"]["p95"] is None else " (median, 95%)"
         panels[title] = Panel(
             _points(results, one["direction"], one["trait"]), "projection <dW, L> / |L|", one["trait"]
         )

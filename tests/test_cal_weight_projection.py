@@ -224,9 +224,9 @@ def test_the_figure_has_its_controls_and_marks_the_models_of_the_directions_seed
         found = Results({}, records, compute_projection_correlation(records, table), table)
         [axis] = figure(found).axes
         level, size = (found.correlations[0][name] for name in ("random", "weight_shift_norm"))
-        ends = f"{level['min']:.2f} to {level['max']:.2f} (lowest to highest)"
-        percentiles = f"{level['median']:.2f}, {level['p95'] or 0:.2f} (median, 95th percentile)"
-        assert f"|r| {ends if n_random == 2 else percentiles}" in axis.get_title()
+        ends = f"{level['min']:.2f} to {level['max']:.2f}"
+        percentiles = f"{level['median']:.2f}, {level['p95'] or 0:.2f} (median, 95%)"
+        assert f"random |r| {ends if n_random == 2 else percentiles}" in axis.get_title()
         assert f"|dW| alone: r {size['value']:.2f}" in axis.get_title()
         of_groups = {one.get_label(): len(one.get_offsets()) for one in axis.collections}
         assert of_groups == {"models": 7, "models, from the direction's seed": 2}
