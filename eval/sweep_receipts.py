@@ -112,7 +112,7 @@ def lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
         key = (receipt["vector"], receipt["matched"], receipt.get("layer"))
         groups.setdefault(key, []).append(receipt)
     names = shown_names(vector or matched for vector, matched, _layer in groups)
-    return [_line(names[key[0] or key[1]], bool(key[1]), key[2], found) for key, found in groups.items()]
+    return [_line(names.get(key[0] or key[1], ""), bool(key[1]), key[2], found) for key, found in groups.items()]
 
 
 def _line(of: str, matched: bool, layer: int | None, found: Sequence[dict[str, Any]]) -> str:
