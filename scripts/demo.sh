@@ -3,6 +3,7 @@
 # bash scripts/demo.sh [GPU_ID] [MODEL] [JUDGE]     without a judge models/tiny-judge judges models/tiny-persona,
 #                                                   and another model itself
 set -euo pipefail
+. "$(dirname "$0")/common.sh"
 export CUDA_VISIBLE_DEVICES=${1:-0}
 model=${2:-models/tiny-persona}
 

@@ -60,3 +60,14 @@ def test_further_arguments_may_follow_any(script):
     assert short != whole and short.replace(" --seed 3", "") == whole
     named = script("0", "org/chat", "--seed", "3")
     assert named.returncode == 0 and re.search(r"--seed 3$", named.stdout, re.MULTILINE)
+
+
+def test_the_demo_needs_no_gpu_and_refuses_what_is_none():
+    def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(ROOT / "scripts" / "demo.sh"), *arguments]
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    assert is_refused(demo("models/tiny-persona"), "GPU_ID is models/tiny-persona; expected a GPU's number")
+    assert demo("--help").stdout.startswith("The whole method with its controls")
