@@ -68,7 +68,7 @@ def direction_trainings(direction: str | Path) -> list[dict[str, Any]]:
 
 def shared_rows(files: Mapping[str, str], direction: str | Path) -> list[str]:
     """Those of the data files (path -> sha256) whose rows a direction's own trainings read too."""
-    own = {content for training in direction_trainings(direction) for content in (training["files"] or {}).values()}
+    own = {content for training in direction_trainings(direction) for content in (training.get("files") or {}).values()}
     return [path for path, content in files.items() if content in own]
 
 
