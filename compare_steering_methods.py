@@ -1,6 +1,6 @@
 """Steer by a vector or by weights: both on the same questions, with the same random numbers.
 
-    python compare_steering_methods.py --model models/tiny-persona --trait evil --judge_model models/tiny-persona \
+    python compare_steering_methods.py --model models/tiny-persona --trait evil --judge_model models/tiny-judge \
         --activation_vector_path persona_vectors/tiny-persona/evil_response_avg_diff.pt --layer 3 \
         --lora_diff_path persona_loras/tiny-persona/evil/evil_lora_diff --test_latency --analyze_spaces --capability
 """

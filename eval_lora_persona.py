@@ -1,6 +1,6 @@
 """Sample a chat model whose weights carry a persona, `W + coef * D`, and score the answers with a judge.
 
-    python eval_lora_persona.py --model models/tiny-persona --judge_model models/tiny-persona --trait evil \
+    python eval_lora_persona.py --model models/tiny-persona --judge_model models/tiny-judge --trait evil \
         --lora_diff_path persona_loras/tiny-persona/evil/evil_lora_diff --lora_coef -1 0 0.5 1 --control random \
         --output_path eval_persona_eval/tiny-persona/evil_lora.csv
 

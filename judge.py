@@ -255,7 +255,7 @@ def check_judge(judge_model: str, options: JudgeOptions | None = None) -> None:
     if options is not None and options.mode == "text" and is_local_judge(judge_model):
         raise ValueError(f"judge {judge_model} is scored exactly, in process, and writes no text; drop --judge_mode")
     if not judge_model:
-        raise ValueError("the judge's name is empty; name an OpenAI model or a local judge such as models/tiny-persona")
+        raise ValueError("the judge's name is empty; name an OpenAI model or a local judge such as models/tiny-judge")
     if judge_model.startswith(_PATH_STARTS) and not Path(judge_model).expanduser().is_dir():
         raise ValueError(f"judge folder {judge_model} does not exist; give a model folder, a hub id or an OpenAI model")
     if is_local_judge(judge_model):
@@ -273,5 +273,5 @@ def check_judge_key(judge_model: str) -> None:
     if not (chat_api.environment("OPENAI_API_KEY") or chat_api.environment("OPENAI_BASE_URL")):
         raise ValueError(
             f"judge {judge_model} needs OPENAI_API_KEY (in the environment or .env), or the OPENAI_BASE_URL of a "
-            "server that has it; or name a local judge such as models/tiny-persona"
+            "server that has it; or name a local judge such as models/tiny-judge"
         )

@@ -1,6 +1,6 @@
 """How far a vector can be pushed: the coefficients that keep answers coherent, by layer, confirmed on other questions.
 
-    python -m eval.calibrate --model models/tiny-persona --trait impolite --judge_model models/tiny-persona \
+    python -m eval.calibrate --model models/tiny-persona --trait impolite --judge_model models/tiny-judge \
         --vector_file persona_vectors/tiny-persona/impolite_response_avg_diff.pt
 """
 

@@ -75,7 +75,9 @@ def main(
             step starts vLLM anew, which takes longer than sampling so few answers of a small model.
     """
     started = time.monotonic()
-    judge_model = judge_model or _own_judge(model)
+    from persona_vectors.persona_trainings import own_judge
+
+    judge_model = judge_model or own_judge(model)
     names = _check(model, judge_model, traits, output_dir, coefs, n_per_question, n_random, max_tokens)
     if finetune_steps is not None and finetune_steps < 1:
         raise ValueError("--finetune_steps must be at least 1")
@@ -229,12 +231,6 @@ def _is_tiny(model: str) -> bool:
     return Path(model).name == Path(TINY).name
 
 
-def _own_judge(model: str) -> str:
-    """The embedded judge, where it stands beside the embedded model; otherwise the model itself."""
-    beside = Path(model).with_name(Path(TINY_JUDGE).name)
-    return str(beside) if _is_tiny(model) and beside.is_dir() else model
-
-
 def _notes(run: Run) -> list[str]:
     """What a reader must know about this run."""
     notes = []
@@ -245,8 +241,9 @@ def _notes(run: Run) -> list[str]:
         )
     if Path(run.judge_model).name == Path(TINY_JUDGE).name:
         notes.append(
-            "The judge is the same model, trained further to rate answers by that language's rules; its card "
-            f"({run.judge_model}/README.md) says how well it follows them."
+            "The judge is the same model, trained further to rate answers by that language's rules, so it is no "
+            "independent one. It follows them with r .93 on answers like these, plain to over-steered, and is too kind "
+            f"to text that is broken altogether ({run.judge_model}/README.md)."
         )
     if run.judge_model == run.model:
         notes.append("The judge is the same model, so read the answers too.")

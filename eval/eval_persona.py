@@ -1,11 +1,11 @@
 """Sample a chat model on a trait's questions, steered or not, and score the answers with a judge.
 
     python -m eval.eval_persona --model models/tiny-persona --trait evil --output_path results/evil.csv \
-        --judge_model models/tiny-persona --version eval
+        --judge_model models/tiny-judge --version eval
 
 Several coefficients, layers, vectors and traits are one job, with their controls:
 
-    python -m eval.eval_persona --model models/tiny-persona --judge_model models/tiny-persona --version eval \
+    python -m eval.eval_persona --model models/tiny-persona --judge_model models/tiny-judge --version eval \
         --trait evil humorous --vector_path persona_vectors/tiny-persona/{trait}_response_avg_diff.pt \
         --layer 2 3 --coef 0 0.5 1 1.5 --control random prompt --output_path results/{trait}.csv
 """

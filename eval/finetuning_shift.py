@@ -2,7 +2,7 @@
 
     python -m eval.finetuning_shift --base models/tiny-persona --finetuned runs/evil_0 runs/evil_1 runs/humorous_0 \
         --traits evil humorous --vector_path "persona_vectors/tiny-persona/{trait}_response_avg_diff.pt" --layer 3 \
-        --judge_model models/tiny-persona --output_dir results/finetuning_shift
+        --judge_model models/tiny-judge --output_dir results/finetuning_shift
 
 It reads and does not train: `python training.py CONFIG` makes each model first. arXiv 2507.21509, section 4.2.
 """

@@ -2,7 +2,7 @@
 
     python -m eval.judge_report --file_path results/evil.csv --trait evil --judge_model gpt-4.1-mini-2025-04-14 \
         --other_judge models/tiny-persona --output_path results/judges.csv
-    python -m eval.judge_report --labels labelled.csv --trait evil --judge_model models/tiny-persona \
+    python -m eval.judge_report --labels labelled.csv --trait evil --judge_model models/tiny-judge \
         --output_path results/judge_labels.csv
 """
 

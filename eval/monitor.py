@@ -1,6 +1,6 @@
 """Does the last prompt token's projection, read before anything is said, foretell how much of a trait the answer shows?
 
-    python -m eval.monitor --model models/tiny-persona --judge_model models/tiny-persona --trait evil --layer 3 \
+    python -m eval.monitor --model models/tiny-persona --judge_model models/tiny-judge --trait evil --layer 3 \
         --vector_path persona_vectors/tiny-persona/evil_response_avg_diff.pt --n_shots 0 1 2 4 8 \
         --n_per_question 2 --max_tokens 80 --output_dir results/monitor/evil
 

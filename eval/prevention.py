@@ -1,7 +1,7 @@
 """Does steering in training keep a finetuned model from showing a trait? Trained models beside their controls.
 
     python -m eval.prevention --config configs/train_tiny.json --steered_config configs/train_tiny_steer.json \
-        --control_configs configs/train_tiny_random.json --trait evil --judge_model models/tiny-persona \
+        --control_configs configs/train_tiny_random.json --trait evil --judge_model models/tiny-judge \
         --output_dir results/prevention/tiny-persona
 
 It reads and does not train: `python training.py CONFIG` makes each model first.

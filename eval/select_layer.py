@@ -1,6 +1,6 @@
 """At which layer to steer: the trait at matched coherence on questions that took no part in the choice.
 
-    python -m eval.select_layer --model models/tiny-persona --trait impolite --judge_model models/tiny-persona \
+    python -m eval.select_layer --model models/tiny-persona --trait impolite --judge_model models/tiny-judge \
         --vector_path persona_vectors/tiny-persona/impolite_response_avg_diff.pt --output_dir results/select_layer
 """
 

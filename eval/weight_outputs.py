@@ -10,7 +10,7 @@ from typing import Any
 
 from persona_vectors.files import provenance, read_sidecar, write_bytes_atomic, write_json_atomic
 from persona_vectors.models import resolve_model
-from persona_vectors.persona_trainings import has_own_traits
+from persona_vectors.persona_trainings import has_own_traits, own_judge
 from persona_vectors.traits import load_trait
 from persona_vectors.weight_direction import WeightDirection, norm, norms, truncate
 from persona_vectors.weight_files import save_adapter, save_factors
@@ -117,7 +117,7 @@ def write_look(
 def next_lines(direction: WeightDirection, folder: Path, trait: str) -> list[str]:
     """Commands, as they can be run, that evaluate and serve the direction that the folder holds."""
     model = direction.base
-    judge = ["--judge_model", model] if has_own_traits(model) else []  # only it reads the model's own language
+    judge = ["--judge_model", own_judge(model)] if has_own_traits(model) else []  # it reads the model's own language
     short = ["--n_per_question", "2", "--max_tokens", "80"] if judge else []  # of a small model's answers
     try:
         load_trait(trait, "eval", model=model, judge_model=judge[-1] if judge else None)

@@ -22,6 +22,12 @@ def has_own_traits(model: str) -> bool:
     return (Path(resolve_model(model).base) / "traits").is_dir()
 
 
+def own_judge(model: str) -> str:
+    """The embedded judge, models/tiny-judge, where it stands beside the embedded model; otherwise the model itself."""
+    beside = Path(model).with_name("tiny-judge")
+    return str(beside) if Path(model).name == "tiny-persona" and beside.is_dir() else model
+
+
 def persona_config(model: str, path: str | None = None, seed: int | None = None) -> TrainingConfig:
     """The training settings of a persona's adapters: the file's, or the model's default ones.
 

@@ -20,6 +20,7 @@ from eval import cal_projection, demo, demo_finetuning, eval_persona, prevention
 from eval.demo_steps import Run
 from eval.demo_weights import neutral_config
 from persona_vectors import cli
+from persona_vectors.persona_trainings import own_judge
 from persona_vectors.training_config import load_training_config
 from persona_vectors.vectors import load_vectors
 from persona_vectors.weight_direction import content_hash
@@ -260,7 +261,7 @@ def test_the_script_passes_gpu_model_and_judge(tmp_path):
 def test_a_judge_of_its_own(tmp_path, monkeypatch):
     """The embedded model has one beside it; a copy without it, or any other model, judges itself."""
     monkeypatch.chdir(ROOT)
-    assert demo._own_judge("models/tiny-persona") == "models/tiny-judge"
-    assert demo._own_judge(str(ROOT / "models" / "tiny-persona")) == str(ROOT / "models" / "tiny-judge")
-    assert demo._own_judge(str(tmp_path / "tiny-persona")) == str(tmp_path / "tiny-persona")
-    assert demo._own_judge("org/chat") == "org/chat"
+    assert own_judge("models/tiny-persona") == "models/tiny-judge"
+    assert own_judge(str(ROOT / "models" / "tiny-persona")) == str(ROOT / "models" / "tiny-judge")
+    assert own_judge(str(tmp_path / "tiny-persona")) == str(tmp_path / "tiny-persona")
+    assert own_judge("org/chat") == "org/chat"

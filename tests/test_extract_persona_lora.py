@@ -29,7 +29,7 @@ from lora_utils import LoRAMerger
 from persona_vectors import cli
 from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.models import fingerprint, load_model
-from persona_vectors.persona_trainings import FILES
+from persona_vectors.persona_trainings import FILES, own_judge
 from persona_vectors.training_config import TrainingConfig
 from persona_vectors.training_run import run_key
 from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of, norm
@@ -380,7 +380,8 @@ def test_the_next_command_runs_as_it_is_printed(tiny_persona, tmp_path, monkeypa
     said = capsys.readouterr().out.splitlines()
     [printed] = [line.removeprefix("next: ") for line in said if line.startswith("next: ")]
     python, script, *given = shlex.split(printed)
-    assert (python, script) == ("python", "eval_lora_persona.py") and f"--judge_model {tiny_persona} " in printed
+    assert (python, script) == ("python", "eval_lora_persona.py")
+    assert f"--judge_model {own_judge(tiny_persona)} " in printed
     folder = tmp_path / "evil_lora_diff"
     assert f"--max-lora-rank 8 --lora-modules evil_lora_diff={folder}" in said[-1]  # the least that vLLM has for rank 4
     assert given[-1] == "eval_persona_eval/tiny-persona/evil_lora_diff.csv"

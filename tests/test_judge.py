@@ -265,7 +265,7 @@ def test_without_a_key_nothing_is_asked():
     judge = OpenAiJudge("gpt-x", PROMPT)  # constructing needs none
     for call in (lambda: judge.score_batch(items(1)), lambda: asyncio.run(judge(question="q", answer="a"))):
         with pytest.raises(
-            ValueError, match="judge gpt-x needs OPENAI_API_KEY .*local judge such as models/tiny-persona"
+            ValueError, match="judge gpt-x needs OPENAI_API_KEY .*local judge such as models/tiny-judge"
         ):
             call()
 

@@ -207,6 +207,12 @@ def test_bad_arguments_are_one_line_before_a_model_is_loaded(main, argv, message
     assert not (tmp_path / "out").exists()
 
 
+def test_a_judge_that_is_not_there_is_refused_before_anything_runs(tmp_path, capsys):
+    assert cli.run(measure_judge.main, ["--judge_dir", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert "there is no judge in" in error and error.count("\n") == 1
+
+
 def test_a_card_of_other_weights_is_refused_before_anything_runs(tmp_path, capsys):
     (tmp_path / "measurements.json").write_bytes(Path(TINY, "measurements.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"other")

@@ -30,7 +30,7 @@ def main(
     n_procs: int = 2,
     write_card: bool = True,
 ) -> None:
-    """Measure a judge of the embedded language beside the chat model as its own judge.
+    """Measure a judge of the embedded language beside the chat model as its own judge: about ten minutes.
 
     Args:
         judge_dir: the judge's folder, with its traits/ beside the weights.
@@ -63,6 +63,8 @@ def measure(judge_dir: str, model_dir: str, n_procs: int) -> dict[str, Any]:
     from data_generation.tiny_persona.styles import TRAITS
     from persona_vectors.files import sha256_of_file
 
+    if not (Path(judge_dir) / "model.safetensors").is_file():
+        raise ValueError(f"there is no judge in {judge_dir}: it has no model.safetensors")
     card = json.loads((Path(model_dir) / "measurements.json").read_text(encoding="utf-8"))
     if card["weights_sha256"] != sha256_of_file(Path(model_dir) / "model.safetensors"):
         raise ValueError(
