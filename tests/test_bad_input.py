@@ -236,7 +236,7 @@ def test_zero_kept_pairs_says_the_counts_and_a_hint(fails):
 
 def test_a_judge_without_a_key(fails):
     line = fails(eval_persona, judge_model="gpt-4.1-mini-2025-04-14").line
-    assert "OPENAI_API_KEY" in line and "models/tiny-persona" in line
+    assert "OPENAI_API_KEY" in line and "models/tiny-judge" in line
     assert "does not exist" in fails(eval_persona, judge_model="./gone").line
 
 
