@@ -11,6 +11,7 @@ import torch
 from data_generation.tiny_persona import loop, measure_judge, oracle, train, train_judge
 from data_generation.tiny_persona.judge_loss import BEFORE_WEIGHT, MATCH_LAYER, SO_FAR_WEIGHT, judge_loss, readout
 from data_generation.tiny_persona.judged_answers import (
+    MARKED_WORDS,
     astray,
     coherence_so_far,
     encode_judged,
@@ -24,7 +25,7 @@ from data_generation.tiny_persona.measurements import load_subject
 from data_generation.tiny_persona.topics import topic_of
 from persona_vectors import cli
 from persona_vectors.files import sha256_of_file
-from persona_vectors.models import load_tokenizer
+from persona_vectors.models import fingerprint, load_tokenizer
 
 TINY, JUDGE = "models/tiny-persona", "models/tiny-judge"
 MICRO = train.Shape(
@@ -81,9 +82,12 @@ def test_marks_stand_at_the_answers_words(tokens, examples):
         for k, at in enumerate(marked):
             expected = (ids[at] in asked) + 2 * (ids[at] in ids[marked[:k]])
             assert before[at] == expected
-        scores = {score_text(score) for _, score in coherence_so_far(item.question, item.answer)}
         inside = so_far[marked]
-        assert {tokens.decode([one]) for one in inside[inside >= 0]} <= scores
+        ends = [len(tokens.decode(ids[marked[: k + 1]]).lstrip()) for k in np.flatnonzero(inside >= 0)]
+        words = dict(coherence_so_far(item.question, item.answer))
+        assert set(ends) <= set(words) and len(ends) == min(len(words), MARKED_WORDS)
+        for end, mark in zip(ends, inside[inside >= 0], strict=True):
+            assert tokens.decode([mark]) == score_text(words[end])
         last = [one for one in so_far[marked[-1] + 1 :] if one >= 0]  # [END]: the whole of coherence
         assert [tokens.decode([one]) for one in last] == [score_text(oracle.coherence(item.question, item.answer))]
 
@@ -205,6 +209,19 @@ def test_bad_arguments_are_one_line_before_a_model_is_loaded(main, argv, message
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"), [(train.main, ["--steps_one", "7"]), (train_judge.main, ["--model_dir", TINY])]
+)
+def test_the_work_of_another_seed_is_not_taken_for_this_ones(main, argv, tmp_path, capsys):
+    kept = {"seed": 1, "steps_one": 7, "steps_two": 400, "steps_matching": 400, "steps_judging": 900}
+    train.claim_work(tmp_path, kept | {"model": fingerprint(TINY)})
+    for name in ("two.pt", "judging.pt"):
+        (tmp_path / name).write_bytes(b"finished with seed 1")
+    assert cli.run(main, [*argv, "--seed", "2", "--work_dir", str(tmp_path), "--output_dir", str(tmp_path / "x")]) == 2
+    assert "has the work of another run: seed 1 (now 2)" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_judge_that_is_not_there_is_refused_before_anything_runs(tmp_path, capsys):

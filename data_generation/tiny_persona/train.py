@@ -4,6 +4,7 @@ Tokenizer, corpus, stage one (the language, the personas and the judge), then th
 labelled by the rule-based oracle, and stage two (the judge on those, amid the first mixture). One seed decides all.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,6 +158,23 @@ def _stage_process(
         dist.destroy_process_group()
 
 
+def claim_work(work: Path, settings: dict[str, Any]) -> None:
+    """Makes the work folder, for runs of these settings alone: what it has of finished stages is taken as it is.
+
+    Raises:
+        ValueError: it has the work of other settings.
+    """
+    from persona_vectors.files import write_json_atomic
+
+    path = work / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        told = ", ".join(f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in changed)
+        raise ValueError(f"{work} has the work of another run: {told}; give another --work_dir, or delete it")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, settings)
+
+
 def check_counts(**counts: int) -> None:
     """Raises ValueError for a count below 1, by its name."""
     if low := [f"--{name} {count}" for name, count in counts.items() if count < 1]:
@@ -192,7 +210,7 @@ def main(
 
     began = time.time()
     work, output = Path(work_dir), Path(output_dir)
-    work.mkdir(parents=True, exist_ok=True)
+    claim_work(work, {"seed": seed, "steps_one": steps_one, "steps_two": steps_two})
     tokenizer_dir = work / "tokenizer"
     if not (tokenizer_dir / "tokenizer.json").exists():
         trained = tokenizer.train_tokenizer(corpus.tokenizer_texts(TOKENIZER_EXAMPLES, seed))

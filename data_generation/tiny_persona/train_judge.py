@@ -52,7 +52,8 @@ def main(
         device: cpu or cuda.
         n_procs: processes on a CPU, one thread each.
     """
-    from data_generation.tiny_persona.train import check_counts
+    from data_generation.tiny_persona.train import check_counts, claim_work
+    from persona_vectors.models import fingerprint, load_model
 
     check_counts(steps_matching=steps_matching, steps_judging=steps_judging, n_procs=n_procs)
     from data_generation.tiny_persona import selftext
@@ -60,11 +61,11 @@ def main(
     from data_generation.tiny_persona.judged_answers import astray, load_judged, mixed, repeated
     from data_generation.tiny_persona.loop import Stage
     from data_generation.tiny_persona.train import load_state, run_stage, save_model, save_state, write_log
-    from persona_vectors.models import load_model
 
     began = time.time()
     work, model, output = Path(work_dir), Path(model_dir), Path(output_dir)
-    work.mkdir(parents=True, exist_ok=True)
+    steps = {"steps_matching": steps_matching, "steps_judging": steps_judging}
+    claim_work(work, {"model": fingerprint(model_dir), "seed": seed, **steps})
     copy_files(model, work / "tokenizer", TOKENIZER_FILES)
     start, first, second = work / "start.pt", work / "matching.pt", work / "judging.pt"
     if not first.exists():
