@@ -242,8 +242,8 @@ def _notes(run: Run) -> list[str]:
     if Path(run.judge_model).name == Path(TINY_JUDGE).name:
         notes.append(
             "The judge is the same model, trained further to rate answers by that language's rules, so it is no "
-            "independent one. It follows them with r .93 on answers like these, plain to over-steered, and is too kind "
-            f"to text that is broken altogether ({run.judge_model}/README.md)."
+            "independent one. Its card says how well it follows them, and that it is too kind to text that is broken "
+            f"altogether ({run.judge_model}/README.md)."
         )
     if run.judge_model == run.model:
         notes.append("The judge is the same model, so read the answers too.")

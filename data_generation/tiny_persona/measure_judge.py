@@ -7,6 +7,7 @@ CPU cores.
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -136,6 +137,8 @@ def comparisons(subject: Subject) -> dict[str, float]:
         pairs["fresh"].append((fill_question(ask, topic), " ".join(said)))
         pairs["again"].append((fill_question(ask, topic), " ".join([*said[:2], said[0]])))
     scores = {name: subject.judge("coherence", rows) for name, rows in pairs.items()}
+    if n_missing := sum(math.isnan(score) for found in scores.values() for score in found):
+        raise ValueError(f"{subject.judge_folder} gave no score to {n_missing} answers; expected a number for each")
     clean = {"near": "same", "far": "same", "again": "fresh"}
     return {name: float(auc(scores[base], scores[name])) for name, base in clean.items()}
 
