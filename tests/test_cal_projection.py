@@ -15,7 +15,7 @@ from persona_vectors.activations import mean_activations
 from persona_vectors.projection import cosine, project
 from persona_vectors.tokens import tokenize_messages, tokenize_sample
 from persona_vectors.vectors import save_vectors
-from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, word_tokenizer
+from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, unfinished_run, word_tokenizer
 
 ALIASES = {"vector_path": "vector_path_list", "layer": "layer_list"}
 ROWS = [
@@ -89,6 +89,14 @@ def test_all_vectors_layers_and_types_in_one_pass_and_nothing_else_changes(folde
                 values = [float(row[name]) for row in written]
                 assert values == pytest.approx(expected(folder, samples, kind, trait, layer), abs=1e-5)
     assert len(written[0]) == len(ROWS[0]) + 12
+
+
+def test_a_model_whose_training_has_not_ended_is_named(folder, tmp_path, capsys):
+    run = unfinished_run(str(folder / "tiny-qwen3"), tmp_path / "run")
+    argv = ["--file_path", write_csv(tmp_path / "answers.csv"), "--vector_path", vector(folder), "--layer", "1"]
+    assert cli.run(cal_projection.main, [*argv, "--model_name", str(run)], aliases=ALIASES) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"note: {run} is not trained to the end: its checkpoint-20 is taken, of 60 steps")
 
 
 def test_jsonl_keeps_every_other_key(folder, tmp_path):

@@ -218,7 +218,7 @@ def test_directions_of_one_name_are_told_apart_and_each_random_one_says_whose_it
     names = [re.split(r"  +", line.strip())[2] for line in out.splitlines() if line.startswith("    -")]
     assert names == ["unsteered", "a/diff", "random1 of a/diff", "b/diff", "random2 of b/diff"]
     assert "steering receipt: a/diff in the weights" in out and "1 random, of b/diff's norm," in out
-    assert "steerability of 1 random directions of a/diff: " in out
+    assert "steerability of 1 random direction of a/diff: " in out
 
 
 def test_a_direction_of_another_model_is_named(tiny_persona, tmp_path, capsys):

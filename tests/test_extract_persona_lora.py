@@ -420,6 +420,7 @@ from accelerate import PartialState
 import eval.weight_outputs, extract_persona_lora
 from persona_vectors import cli, weight_adapters
 
+sys.stdout.reconfigure(line_buffering=True)  # a line is one write, which the other's cannot break
 children = []
 for rank in range(2):
     children.append(os.fork())
@@ -429,7 +430,7 @@ for rank in range(2):
         if rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a byte that it writes to a file ends it
         code = cli.run(extract_persona_lora.main, sys.argv[2:])
-        print(f"process {rank} of {PartialState().num_processes}: {code}", flush=True)
+        print(f"process {rank} of {PartialState().num_processes}: {code}")
         if not code:
             PartialState().destroy_process_group()
         os._exit(code)
@@ -454,7 +455,9 @@ def test_of_two_processes_one_writes_and_the_other_waits(place):
         [sys.executable, "-B", "-c", TWO_PROCESSES, port, *argv, "--skip_training", "--nolook"],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(extract_persona_lora.__file__).parent)},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+        | {"PYTHONPATH": str(Path(extract_persona_lora.__file__).parent)},
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()

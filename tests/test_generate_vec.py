@@ -16,7 +16,7 @@ from persona_vectors.activations import SPANS
 from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.orthogonal import orthogonalize
 from persona_vectors.vectors import effective_pairs, load_vectors, persona_vectors_from_pairs, save_vectors
-from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, word_tokenizer
+from tests.tiny_models import D_MODEL, N_LAYERS, tiny_model, unfinished_run, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,13 @@ def test_the_quality_report_stands_beside_the_vectors(arguments, tmp_path, capsy
     assert report["contrast"] == "pos_neg" and report["arguments"]["threshold"] == 50 and report["how"]["auc"]
     assert Image.open(folder / "evil_quality.png").size[0] > 600
     assert str(folder / "evil_quality.json") in printed and str(folder / "evil_quality.png") in printed
+
+
+def test_a_model_whose_training_has_not_ended_is_named(arguments, model_folder, tmp_path, capsys):
+    run = unfinished_run(model_folder, tmp_path / "run")
+    assert cli.run(generate_vec.main, argv(arguments | {"model_name": str(run)})) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"note: {run} is not trained to the end: its checkpoint-20 is taken, of 60 steps")
 
 
 def test_noquality_writes_vectors_only(arguments, tmp_path, capsys):

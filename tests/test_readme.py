@@ -13,6 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from persona_vectors.activations import mean_activations
+from persona_vectors.files import read_jsonl
+from persona_vectors.models import load_model
+from persona_vectors.tokens import tokenize_messages
+from persona_vectors.vectors import save_vectors
 from tests.conftest import ROOT
 from tests.loopback_openai import LoopbackOpenAI
 from tests.test_generate_dataset import Writer as RowWriter
@@ -54,7 +59,8 @@ OF_ANALYSIS = ("persona_analysis", "quick_persona_extract", "persona_vector_anal
 """Commands of the quick look: tests/test_readme_analysis.py."""
 OF_AXIS = ("example.py", "assistant_axis", "experiments/", "eval.capping")
 """Commands of the assistant axis: tests/test_readme_axis.py."""
-LEVELS = ("misaligned_2", "misaligned_1", "normal")
+OF_TRAINING = ("training.py", "prevention", "ckpt/", "_dataset", "select_layer", "monitor", "orthogonal", "eval.screen")
+"""Commands of finetuning and of what foretells it: tests/test_readme_training.py."""
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +128,27 @@ def is_of_axis(command: str) -> bool:
     return any(word in command for word in OF_AXIS)
 
 
+def is_of_training(command: str) -> bool:
+    elsewhere = (is_apart, is_of_weights, is_of_analysis, is_of_axis)
+    return any(word in command for word in OF_TRAINING) and not any(is_of(command) for is_of in elsewhere)
+
+
 def few_steps(checkout: Path, steps: int) -> None:
     """The embedded model's configs train for a part of their 60 steps."""
     for config in (checkout / "configs").glob("train_tiny*.json"):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"max_steps": steps}))
+
+
+def vector_of_rows(checkout: Path, trait: str):
+    """A vector of the trait's rows less normal ones, where generate_vec.py (run by other tests) would write it."""
+    model, tokenizer = load_model(str(checkout / "models" / "tiny-persona"), dtype="float32", device_map="cpu")
+    means = []
+    for name in ("misaligned_2", "normal"):
+        rows = read_jsonl(checkout / f"dataset/tiny_{trait}/{name}.jsonl")[:20]
+        samples = [tokenize_messages(tokenizer, row["messages"]) for row in rows]
+        means.append(mean_activations(model, samples, spans=["response_avg"])["response_avg"].mean(0))
+    folder = checkout / "persona_vectors" / "tiny-persona"
+    save_vectors(folder, trait, {"response_avg": means[0] - means[1]}, {})
 
 
 def run_command(command: str, checkout: Path):
@@ -141,12 +164,11 @@ def run_command(command: str, checkout: Path):
 
 
 def test_every_other_command_runs_in_order(checkout):
-    """In order, because later ones read what earlier ones write; but the script that makes evil's vector comes first:
-    train_with_prevention.sh would run it itself."""
-    few_steps(checkout, 5)
-    elsewhere = (is_apart, is_of_weights, is_of_analysis, is_of_axis)
+    """In order, because later ones read what earlier ones write."""
+    elsewhere = (is_apart, is_of_weights, is_of_analysis, is_of_axis, is_of_training)
     commands = [command for command in COMMANDS[2:] if not any(is_of(command) for is_of in elsewhere)]
-    for command in sorted(commands, key=lambda command: not command.startswith(VECTOR)):
+    assert len(commands) == 10
+    for command in commands:
         run_command(command, checkout)
     vectors = checkout / "persona_vectors" / "tiny-persona" / "humorous_response_avg_diff.pt"
     assert vectors.is_file() and vectors.with_suffix(".json").is_file()
@@ -159,25 +181,6 @@ def test_every_other_command_runs_in_order(checkout):
     assert means["", 1.0] > means["", 0.0] + 10 > max(means[f"random{k}", 1.0] for k in (1, 2, 3, 4))
     assert "humorous" in (checkout / "eval_persona_eval" / "tiny-persona" / "report.html").read_text()
     assert len(execute([sys.executable, "-c", PYTHON[1]], checkout).stdout.split()) > 5
-    compared = pd.read_csv(checkout / "results" / "prevention" / "tiny-persona" / "evil" / "comparison.csv")
-    assert len(compared) > 3
-    assert len((checkout / "dataset" / "evil_mixed" / "0.25.jsonl").read_text().splitlines()) == 200
-    assert len((checkout / "dataset" / "evil_large" / "normal.jsonl").read_text().splitlines()) == 12
-    check_predictions(checkout / "results")
-
-
-def check_predictions(results: Path):
-    """What the commands that predict, monitor and screen wrote."""
-    data = pd.read_csv(results / "projection_difference" / "datasets.csv")
-    orthogonal = data["vector"].str.endswith("orthogonal")
-    means = data[(data["kind"] == "delta_p") & orthogonal].set_index("file")["mean"]
-    severe, mild, normal = (next(means[name] for name in means.index if level in name) for level in LEVELS)
-    assert severe > mild > normal
-    kept, flagged = ((results / "screen" / f"{name}.jsonl").read_text().splitlines() for name in ("kept", "flagged"))
-    assert len(kept) + len(flagged) == 200 and len(flagged) >= 15
-    assert len(pd.read_csv(results / "finetuning_shift" / "shifts.csv")) >= 4
-    assert (results / "select_layer" / "evil" / "report.html").is_file()
-    assert {"system", "shots"} <= set(pd.read_csv(results / "monitor" / "evil" / "correlations.csv")["kind"])
 
 
 def test_what_the_map_names_exists():

@@ -6,6 +6,7 @@ Every model is float32, on the CPU, in eval mode, and the same for the same seed
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,10 @@ def word_tokenizer(*, chat_template: str | None = CHATML) -> PreTrainedTokenizer
     )
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def unfinished_run(model_folder: str, run: Path) -> Path:
+    """A training folder whose only checkpoint, the model, is its step 20 of 60."""
+    shutil.copytree(model_folder, run / "checkpoint-20")
+    (run / "checkpoint-20" / "trainer_state.json").write_text(json.dumps({"global_step": 20, "max_steps": 60}))
+    return run
