@@ -67,12 +67,14 @@ def main(
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     del arguments["orthogonalize"]  # the plain vectors do not depend on it
-    from persona_vectors.models import resolve_model
+    from persona_vectors.models import resolve_model, unfinished_note
     from persona_vectors.orthogonal_files import other_traits, save_orthogonal
     from persona_vectors.responses import read_responses
     from persona_vectors.vectors import count_pairs, effective_pairs
 
     resolve_model(model_name)
+    if note := unfinished_note(model_name):
+        print(f"note: {note}", flush=True)
     _check_folder(save_dir)
     others = [] if orthogonalize is None else other_traits(orthogonalize, trait, model_name)
     pos, neg = read_responses(pos_path, trait), read_responses(neg_path, trait)

@@ -62,9 +62,11 @@ def main(
     """
     from persona_vectors.captured_means import CapturedMeans, reader_of
     from persona_vectors.files import append_to_sidecar
-    from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model
+    from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model, unfinished_note
 
     label = resolve_model(model_name).label
+    if note := unfinished_note(model_name):
+        print(f"note: {note}", flush=True)
     rows = read_rows(file_path)
     columns = plan_columns(label, vector_path_list, layer_list, projection_type)
     done = [] if overwrite else [column.name for column in columns if column.name in columns_of(rows)]

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from eval.sweep_summary import described
-from eval.text_table import between
+from eval.text_table import between, counted
 from lora_utils import LoRAMerger
 from persona_vectors.activations import mean_activations
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
@@ -174,8 +174,8 @@ def space_lines(spaces: Spaces) -> list[str]:
     if random:
         most = max(spaces.changes, key=lambda one: one.norm)
         lines.append(
-            f"{len(spaces.random)} random directions of the same singular values: |cosine| up to {max(random):.2f} at "
-            f"any layer; at layer {most.layer} they move the responses' mean activation by "
+            f"{counted(len(spaces.random), 'random direction')} of the same singular values: |cosine| up to "
+            f"{max(random):.2f} at any layer; at layer {most.layer} they move the responses' mean activation by "
             f"{between([other[most.layer].norm for other in spaces.random])}, the weights' direction by {most.norm:.3g}"
         )
     return lines

@@ -13,7 +13,7 @@ from eval.findings import MAX_COHERENCE_LOSS, SweepPoint, record_of, row_of
 from eval.report_study import spread, text_or_missing
 from eval.results_figures import Figure
 from eval.results_page import MAX_ANSWER
-from eval.text_table import aligned
+from eval.text_table import aligned, counted
 from persona_vectors.page_plots import Series, chart
 from persona_vectors.statistics import cluster_bootstrap_mean
 
@@ -94,7 +94,7 @@ def _steered(found: Weights) -> str:
         "no better than random": "no evidence for the direction, because random directions do as well: ",
     }[found.verdict]
     sizes = np.abs(point.random_shifts)
-    random = "1 random direction" if len(sizes) == 1 else f"{len(sizes)} random directions"
+    random = counted(len(sizes), "random direction")
     return (
         f"{found.trait}: {opening}{point.coef:g} x the direction of weights ({found.n_steps} steps a side) moves the "
         f"judge's score from {base.score.mean:.1f} to {point.score.mean:.1f}, a shift of "

@@ -13,6 +13,7 @@ import numpy as np
 from eval.page import visible
 from eval.report_inputs import PROJECTION, Vectors
 from eval.report_study import MIN_COHERENCE, Curve, Shown, Study, place, spread, vector_name
+from eval.text_table import counted
 from persona_vectors.page_plots import LOOKS, Series, boxes, chart
 from persona_vectors.statistics import Interval
 
@@ -62,7 +63,7 @@ def steering_figure(study: Study, curve: Curve) -> Figure | None:
         return None
     legend = [("s0", f"the {'direction' if curve.layer is None else 'vector'}, 95% interval")]
     if curve.randoms:
-        legend.append(("random", f"{len(curve.randoms)} random directions: mean, lowest to highest"))
+        legend.append(("random", f"{counted(len(curve.randoms), 'random direction')}: mean, lowest to highest"))
     legend += [("prompt", "system prompt instead of steering")] * bool(prompts)
     return Figure(curve.name(), panels, legend)
 

@@ -32,6 +32,7 @@ from eval.results_figures import (
     steering_figure,
 )
 from eval.sweep_summary import left_out_text
+from eval.text_table import counted
 from persona_vectors.page_plots import swatch
 
 TEMPLATE = "results.html.j2"
@@ -148,7 +149,7 @@ def _rows(study: Study) -> list[dict[str, str]]:
             rows.append(_row(one.name(), [one], one.score.text(), one.coherence.text()))
     for (layer, coef, matched), group in sorted(randoms.items(), key=lambda item: str(item[0])):
         like = f" with the norm of {vector_name(matched)}" if matched and several else ""
-        name = f"{len(group)} random directions{like}{place(layer)}, coef {coef or 0:g}"
+        name = f"{counted(len(group), 'random direction')}{like}{place(layer)}, coef {coef or 0:g}"
         rows.append(_row(name, group, *(_range([getattr(one, of).mean for one in group]) for of in _OF)))
     return rows
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.sweep import Setting, shown_names
 from eval.sweep_answers import Answered
+from eval.text_table import counted
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 from persona_vectors.steerability import frontier, steerability
 
@@ -213,7 +214,7 @@ def steerability_lines(found: Sequence[dict[str, Any]], trait: str, names: Names
         if random:
             slopes = [round(one["slope"]["mean"], 1) + 0.0 for one in random]
             shares = [one["wrong_way"]["mean"] for one in random]
-            name = f"{len(random)} random directions{_of(matched, names)}{_at(layer)}"
+            name = f"{counted(len(random), 'random direction')}{_of(matched, names)}{_at(layer)}"
             lines.append(
                 f"steerability of {name}: {min(slopes):+.1f} to {max(slopes):+.1f}; {min(shares):.0%} to "
                 f"{max(shares):.0%} move the wrong way{left_out_text(there)}"

@@ -18,6 +18,11 @@ def between(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{end:.3g}" for end in (min(values), max(values))))
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 random direction`, `3 random directions`."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """The last part of each name, and as many parts before it as it takes for all to differ."""
     parts = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.model_utils import Steering
-from eval.text_table import aligned
+from eval.text_table import aligned, counted
 from eval.trait_scoring import Condition, Scored, Scoring
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean, random_directions
 from persona_vectors.traits import load_trait, system_prompt
@@ -215,7 +215,7 @@ class Profile:
         chance = None if steering is None else self.largest_random(self.trait, steering.coef)
         if chance is not None:
             n_random = len({self.conditions[k].control for k in self.of("random")})
-            text += f" ({n_random} random directions of the same norm: {chance:.3f} at most)"
+            text += f" ({counted(n_random, 'random direction')} of the same norm: {chance:.3f} at most)"
         others = {trait: self.shifts[number][k].mean for k, trait in enumerate(self.traits) if k != column}
         if not others:
             return text
