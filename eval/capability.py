@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
     from eval.capability_table import Measure
     from eval.capability_tasks import Leaves
     from eval.sweep import Grid, Setting
-
-PROBE = "probe"
+    from persona_vectors.store import Store
 
 
 def main(
     model: str | list[str],
     output_path: str,
-    tasks: str | list[str] = PROBE,
+    tasks: str | list[str] = "probe",
     coef: float | list[float] = 0.0,
     vector_path: str | list[str] | None = None,
     layer: int | list[int] | None = None,
@@ -47,8 +47,11 @@ def main(
 
     The reference is the first model, unsteered: every other row has its difference to it, paired item by item, with a
     95% interval. What steering adds is measured first (a steering receipt), and a steering that does not do what it
-    says is not run. The table is written anew after each task. Everything is computed with Hugging Face: tasks read
-    log-likelihoods under hooks, and the probe's few short answers take less time than vLLM takes to start.
+    says is not run. Everything is computed with Hugging Face: tasks read log-likelihoods under hooks, and the probe's
+    few short answers take less time than vLLM takes to start.
+
+    The table is written anew after each task, and what is measured is kept in the store, each part of a group such as
+    mmlu by itself: the same command again goes on where it was interrupted.
 
     Args:
         model: hub ids, model folders, adapter folders or training folders; the first is the reference.
@@ -73,7 +76,7 @@ def main(
         dtype: numbers the model computes in; auto is the checkpoint's own on CUDA and float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
         seed: seeds the random directions, and the choice of examples in harness tasks.
-        overwrite: replace an output that is there already.
+        overwrite: measure anew what is known, and replace a table of other settings.
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     from eval.sweep import Grid, several
@@ -83,25 +86,72 @@ def main(
     settings = {name: _settings(grid, name, is_first=not number) for number, name in enumerate(several(model))}
     leaves = _harness_tasks(arguments)
 
-    from eval.capability_table import done_line, item_rows, table_lines, task_rows
+    from eval.capability_table import table_lines
+    from persona_vectors.store import Store
 
-    rows: list[dict[str, Any]] = []
-    items: list[dict[str, Any]] = []
-    receipts: list[dict[str, Any]] = []
-    reference: dict[tuple[str, str, str], Measure] = {}
-    for number, (name, own) in enumerate(settings.items()):
-        for setting, measures in _run_model(arguments, name, own, leaves, receipts):
-            is_reference = number == 0 and setting.is_baseline
-            if is_reference:
-                reference |= {measure.key: measure for measure in measures}
-            new = task_rows(name, setting, measures, None if is_reference else reference)
-            rows, items = [*rows, *new], [*items, *item_rows(name, setting, measures)]
-            print(done_line(new), flush=True)
-            _write(output, rows, items)
-    _write_sidecar(output, arguments, receipts, leaves)
-    print("\n".join(table_lines(rows)))
-    _say_what_falls_short(reference.values())
+    with Store() as store:
+        found = _measure(arguments, settings, leaves, output, store)
+    print("\n".join(table_lines(found.rows)))
+    _say_what_falls_short(found.reference.values())
+    if n_earlier := sum(one["n_earlier"] for one in found.models):
+        n = n_earlier + sum(one["n_now"] for one in found.models)
+        print(f"{n_earlier} of {n} measurements are of an earlier run; --overwrite measures them anew")
     print(f"written to {output}")
+
+
+@dataclass
+class Found:
+    """What is measured so far.
+
+    Attributes:
+        rows, items: of the two tables.
+        reference: what the others are compared with.
+        models: of each its name, fingerprint and receipts, and how much was measured now and earlier.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    reference: dict[tuple[str, str, str], Measure] = field(default_factory=dict)
+    models: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _measure(
+    arguments: Mapping[str, Any],
+    settings: Mapping[str, Sequence[Setting]],
+    leaves: Mapping[str, Leaves],
+    output: Path,
+    store: Store,
+) -> Found:
+    """Every model under each of its settings, the files written after each task."""
+    from eval.capability_measure import Measured, ProbeReceipts
+    from eval.capability_table import done_line, item_rows, task_rows
+    from eval.finished_answers import Engine
+    from eval.sweep import several
+
+    found = Found()
+    for name, own in settings.items():
+        engine = Engine(name, arguments["dtype"], arguments["device_map"])
+        receipts = ProbeReceipts(engine, store, own)
+        how = _options(arguments), arguments["batch_size"], arguments["overwrite"]
+        measured = Measured(engine, store, *how, before=receipts.take)
+        is_first = not found.models
+        found.models.append({})
+        for setting in own:
+            for task in several(arguments["tasks"]):
+                measures = measured.task(setting.vector_steering, task, leaves.get(task, {}))
+                is_reference = is_first and setting.is_baseline
+                if is_reference:
+                    found.reference |= {measure.key: measure for measure in measures}
+                new = task_rows(name, setting, measures, None if is_reference else found.reference)
+                found.rows += new
+                found.items += item_rows(name, setting, measures)
+                counted = {"n_earlier": measured.n_earlier, "n_now": measured.n_now}
+                about = {"name": name, "fingerprint": engine.key()["model"], "receipts": receipts.known()}
+                found.models[-1] = about | counted
+                print(done_line(new), flush=True)
+                _write(output, found, arguments, leaves, is_whole=False)
+    _write(output, found, arguments, leaves, is_whole=True)
+    return found
 
 
 def _check(arguments: Mapping[str, Any], grid: Grid) -> Path:
@@ -120,11 +170,24 @@ def _check(arguments: Mapping[str, Any], grid: Grid) -> Path:
         if arguments[flag] is not None and arguments[flag] < least:
             raise ValueError(f"--{flag} must be at least {least}; got {arguments[flag]}")
     output = check_output_path(arguments["output_path"], (".csv",))
-    if output.exists() and not arguments["overwrite"]:
-        raise ValueError(f"{output} exists; pass --overwrite or another --output_path")
+    if output.exists() and not arguments["overwrite"] and not _same_settings(output, arguments):
+        raise ValueError(f"{output} exists, made with other settings; pass --overwrite or another --output_path")
     for name in models:
         load_config(name)
     return output
+
+
+def _same_settings(output: Path, arguments: Mapping[str, Any]) -> bool:
+    """Whether an earlier run with exactly these arguments wrote the table: it goes on, or is written again."""
+    from persona_vectors.files import read_sidecar
+
+    before = read_sidecar(output).get("settings", {})
+    return {**before, "overwrite": False} == {**arguments, "overwrite": False}
+
+
+def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How harness tasks are asked."""
+    return {key: arguments[key] for key in ("limit", "num_fewshot", "apply_chat_template", "seed")}
 
 
 def _settings(grid: Grid, model: str, *, is_first: bool) -> list[Setting]:
@@ -136,6 +199,7 @@ def _settings(grid: Grid, model: str, *, is_first: bool) -> list[Setting]:
 
 
 def _harness_tasks(arguments: Mapping[str, Any]) -> dict[str, Leaves]:
+    from eval.capability_table import PROBE
     from eval.sweep import several
 
     names = [name for name in several(arguments["tasks"]) if name != PROBE]
@@ -144,92 +208,24 @@ def _harness_tasks(arguments: Mapping[str, Any]) -> dict[str, Leaves]:
         if given:
             raise ValueError(f"{', '.join(given)} is for tasks of lm-evaluation-harness; --tasks names none")
         return {}
-    from eval.capability_tasks import load_tasks
+    from eval.capability_tasks import identified, load_tasks
 
-    return load_tasks(names, arguments["include_path"], arguments["steering_type"])
-
-
-def _run_model(
-    arguments: Mapping[str, Any],
-    name: str,
-    settings: Sequence[Setting],
-    leaves: Mapping[str, Leaves],
-    receipts: list[dict[str, Any]],
-) -> Iterator[tuple[Setting, list[Measure]]]:
-    """What each setting and task of one model gave, the model loaded once; its receipts are added to `receipts`."""
-    from eval.sweep import several
-    from persona_vectors.models import load_model
-
-    loaded, tokenizer = load_model(name, dtype=arguments["dtype"], device_map=arguments["device_map"])
-    receipts += _take_receipts(name, loaded, tokenizer, settings)
-    lm = None
-    if leaves:
-        from eval.capability_tasks import harness_model
-
-        lm = harness_model(loaded, tokenizer, batch_size=arguments["batch_size"])
-    for setting in settings:
-        for task in several(arguments["tasks"]):
-            if task == PROBE:
-                yield setting, _probe(loaded, tokenizer, setting)
-            else:
-                yield setting, _harness(arguments, lm, setting, task, leaves[task])
+    loaded = load_tasks(names, arguments["include_path"], arguments["steering_type"])
+    return identified(loaded, _options(arguments))
 
 
-def _take_receipts(name: str, model: Any, tokenizer: Any, settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """What each steering was measured to add to this model, said in a line a vector; ValueError where it is wrong."""
-    from dataclasses import asdict
-
-    from eval.capability_probe import probe_prompt
-    from eval.receipt import take_receipts
-    from eval.sweep_receipts import lines
-
-    steered = [setting for setting in settings if setting.steering is not None]
-    if not steered:
-        return []
-    steerings = [setting.steering for setting in steered if setting.steering is not None]
-    found = take_receipts(model, tokenizer, probe_prompt(tokenizer), steerings)
-    named = [
-        {"model": name, "vector": one.vector, "control": one.control, "matched": one.matched, **asdict(receipt)}
-        for one, receipt in zip(steered, found, strict=True)
-    ]
-    print("\n".join(lines(named)), flush=True)
-    return named
-
-
-def _probe(model: Any, tokenizer: Any, setting: Setting) -> list[Measure]:
-    """The probe's items together, and each kind apart."""
-    from eval.capability_probe import KINDS, probe_accuracy
-    from eval.capability_table import Measure
-
-    if setting.weight_steering is not None:
-        raise TypeError("a direction of weights is merged by the caller; this would measure the unsteered model")
-    found = probe_accuracy(model, tokenizer, steering=setting.vector_steering)
-    measures = []
-    for kind in ("", *KINDS):
-        items = {own.question: float(own.right) for own in found if kind in ("", own.kind)}
-        answers = {own.question: own.answer for own in found} if not kind else {}
-        value = sum(items.values()) / len(items)
-        measures.append(Measure(PROBE, kind, "exact_match", value, items, answers=answers))
-    return measures
-
-
-def _harness(arguments: Mapping[str, Any], lm: Any, setting: Setting, task: str, leaves: Leaves) -> list[Measure]:
-    from eval.capability_tasks import run_task
-
-    lm.steering = setting.steering
-    options = {key: arguments[key] for key in ("limit", "num_fewshot", "apply_chat_template", "seed")}
-    return run_task(lm, task, leaves, **options)
-
-
-def _write(output: Path, rows: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
-    """The table, and the items beside it, of what is done so far."""
+def _write(
+    output: Path, found: Found, arguments: Mapping[str, Any], leaves: Mapping[str, Leaves], is_whole: bool
+) -> None:
+    """The table, the items beside it, and the sidecar, of what is done so far."""
     import pandas as pd
 
     from persona_vectors.files import write_csv_atomic
 
-    for path, table in ((output, pd.DataFrame(rows)), (_items_path(output), pd.DataFrame(items))):
+    for path, table in ((output, pd.DataFrame(found.rows)), (_items_path(output), pd.DataFrame(found.items))):
         whole = [name for name in ("layer", "n_worse", "n_better") if name in table]
         write_csv_atomic(table.astype(dict.fromkeys(whole, "Int64")), path)
+    _write_sidecar(output, found.models, arguments, leaves, "finished" if is_whole else "unfinished")
 
 
 def _items_path(output: Path) -> Path:
@@ -237,22 +233,25 @@ def _items_path(output: Path) -> Path:
 
 
 def _write_sidecar(
-    output: Path, arguments: Mapping[str, Any], receipts: Sequence[Mapping[str, Any]], leaves: Mapping[str, Leaves]
+    output: Path,
+    models: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+    leaves: Mapping[str, Leaves],
+    state: Literal["unfinished", "finished"],
 ) -> None:
     import importlib.metadata
 
     from eval.sweep import several
     from persona_vectors.files import sha256_of_file, write_sidecar
-    from persona_vectors.models import fingerprint
 
-    models = several(arguments["model"])
     record = {
         "settings": dict(arguments),
-        "reference": {"model": models[0], "setting": "unsteered"},
-        "models": {name: fingerprint(name) for name in models},
+        "state": state,
+        "reference": {"model": models[0]["name"], "setting": "unsteered"},
+        "models": {one["name"]: one["fingerprint"] for one in models},
         "vectors": {path: sha256_of_file(path) for path in several(arguments["vector_path"])},
-        "receipts": list(receipts),
-        "harness": {name: {leaf: _version(task) for leaf, task in own.items()} for name, own in leaves.items()},
+        "receipts": [receipt for one in models for receipt in one["receipts"]],
+        "harness": {name: {part: _version(leaf.task) for part, leaf in own.items()} for name, own in leaves.items()},
         "items": _items_path(output).name,
         **({"lm_eval": importlib.metadata.version("lm_eval")} if leaves else {}),
     }
@@ -265,6 +264,8 @@ def _version(task: Any) -> dict[str, Any]:
 
 def _say_what_falls_short(reference: Iterable[Measure]) -> None:
     """A reference near 0 can lose nothing: says so of the probe, whose answers are the embedded model's."""
+    from eval.capability_table import PROBE
+
     for measure in reference:
         if measure.task == PROBE and not measure.part and measure.value < 0.1:
             print(

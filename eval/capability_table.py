@@ -13,6 +13,7 @@ from eval.sweep import Setting
 from persona_vectors.statistics import Interval, cluster_bootstrap_mean
 
 LEVEL = 0.95
+PROBE = "probe"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table for a reader: the probe with its parts and the whole of every other task, in aligned columns."""
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if not row["part"] or row["task"] == "probe":
+        if not row["part"] or row["task"] == PROBE:
             groups.setdefault((row["task"], row["part"], row["metric"]), []).append(row)
     cells = [["task", "metric", "model", "setting", "value [95%]", "n", "minus reference [95%]", "worse", "better"]]
     cells += [_cells(row) for group in groups.values() for row in group]

@@ -7,12 +7,16 @@ them is steered, the requests say where the answer begins, and are run here, a b
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
+import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +34,25 @@ from persona_vectors.tokens import pad_batch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Leaves = dict[str, Any]
-"""A harness task's parts by name: itself, or the tasks of a group such as mmlu."""
+
+@dataclass(frozen=True)
+class Leaf:
+    """A harness task, or one of the tasks of a group such as mmlu.
+
+    Attributes:
+        task: the harness's own.
+        identity: what determines its metrics but for the model, read before anything is run.
+    """
+
+    task: Any
+    identity: Mapping[str, Any]
 
 
-def load_tasks(names: Sequence[str], include_path: str | None, steering_type: str) -> dict[str, Leaves]:
-    """The harness's tasks of these names with their data sets, before any model is loaded.
+Leaves = dict[str, Leaf]
+
+
+def load_tasks(names: Sequence[str], include_path: str | None, steering_type: str) -> dict[str, dict[str, Any]]:
+    """The parts of the harness's tasks of these names with their data sets, before any model is loaded.
 
     Raises:
         ValueError: the harness is not installed, an unknown name, a data set that cannot be had, or a task that cannot
@@ -70,7 +87,7 @@ def _manager(names: Sequence[str], include_path: str | None) -> Any:
     return manager
 
 
-def _load(manager: Any, name: str, steering_type: str) -> Leaves:
+def _load(manager: Any, name: str, steering_type: str) -> dict[str, Any]:
     import yaml
     from datasets.exceptions import DatasetsError
 
@@ -181,38 +198,68 @@ def split_loglikelihoods(
     return found
 
 
-def run_task(
+def run_leaf(
     lm: Any,
     name: str,
-    leaves: Leaves,
+    leaf: str,
+    task: Any,
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
     seed: int = 0,
 ) -> list[Measure]:
-    """Every metric of the task: of all its items together, and, of a group, of each of its tasks apart.
+    """Every metric of one of the task's parts; of a task that is no group, of the task.
 
     Python's, numpy's and torch's random numbers are seeded anew, so that every setting is asked the same.
     """
     from lm_eval.evaluator import evaluate
 
-    for task in leaves.values():
-        _set_fewshot(task, num_fewshot, seed)
+    _set_fewshot(task, num_fewshot, seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     chat: dict[str, Any] = {"apply_chat_template": apply_chat_template, "fewshot_as_multiturn": apply_chat_template}
     try:
-        found: Any = evaluate(lm, {"tasks": leaves}, limit=limit, bootstrap_iters=0, log_samples=True, **chat)
+        found: Any = evaluate(lm, {"tasks": {leaf: task}}, limit=limit, bootstrap_iters=0, log_samples=True, **chat)
     except AssertionError as error:  # what the harness says of, for one, a context too short for the task's answers
         raise ValueError(f"task {name}: {_short(error)}") from error
-    parts = [
-        measure for leaf in leaves for measure in _measures(name, leaf, found["results"][leaf], found["samples"][leaf])
-    ]
-    if len(leaves) > 1:
-        return [*_pooled(name, parts, len(leaves)), *parts]
-    return [replace(own, part="") for own in parts]
+    return list(_measures(name, leaf, found["results"][leaf], found["samples"][leaf]))
+
+
+def identity(
+    task: Any, *, limit: int | None, num_fewshot: int | None, apply_chat_template: bool, seed: int
+) -> dict[str, Any]:
+    """What determines a part's metrics but for the model: its definition, its data, and how it is asked."""
+    _set_fewshot(task, num_fewshot, seed)
+    digest = hashlib.sha256(_canonical(task.dump_config()))
+    shots = task.fewshot_docs() if task.get_config("num_fewshot") else ()
+    for doc in (*task.eval_docs, *(shots or ())):
+        digest.update(_canonical(doc))
+    how = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": apply_chat_template, "seed": seed}
+    return how | {"definition": digest.hexdigest(), "lm_eval": importlib.metadata.version("lm_eval")}
+
+
+def identified(tasks: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, Leaves]:
+    """The loaded tasks with their identities when asked with these options; none has been run yet."""
+    return {
+        name: {part: Leaf(task, identity(task, **options)) for part, task in own.items()} for name, own in tasks.items()
+    }
+
+
+def _canonical(value: Any) -> bytes:
+    """As text that is the same in another process, where objects have other addresses."""
+    return _ADDRESS.sub("", json.dumps(value, sort_keys=True, default=str)).encode()
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def pooled(name: str, parts: Sequence[Measure], n_leaves: int) -> list[Measure]:
+    """The task's metrics: of all its items together, and, of a group, of each of its parts apart."""
+    if n_leaves == 1:
+        return [replace(own, part="") for own in parts]
+    return [*_pooled(name, parts, n_leaves), *parts]
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:

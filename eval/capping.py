@@ -76,7 +76,7 @@ def main(
         max_tokens: most tokens of an answer.
         temperature: of sampling; 0 is greedy.
         seed: seeds random directions and sampling.
-        overwrite: sample anew what the store has.
+        overwrite: sample and measure anew what the store has.
         engine: what samples: vllm, hf, or auto.
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
@@ -178,9 +178,10 @@ def _harness_tasks(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     if arguments["positions"] != "all":
         raise ValueError(f"--tasks {' '.join(names)} can be read under --positions all only")
-    from eval.capability_tasks import load_tasks
+    from eval.capability_tasks import identified, load_tasks
+    from eval.capping_measure import harness_options
 
-    return load_tasks(names, None, "all")
+    return identified(load_tasks(names, None, "all"), harness_options(arguments))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from data_generation.tiny_persona.oracle import persona_score
-from eval.capability_probe import probe_accuracy
+from eval.capability_measure import Measured
+from eval.capability_table import PROBE
 from eval.capping_findings import Roles, Study
 from eval.capping_roles import (
     UNCAPPED,
@@ -36,8 +37,6 @@ from persona_vectors.role_adherence import other_roles, tells_roles_apart
 from persona_vectors.store import Store
 from persona_vectors.tokens import render_prompt, tokenize_sample
 from persona_vectors.traits import load_coherence_prompt
-
-PROBE = "probe"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def measure(
         role_tokens=in_role,
         roles=roles,
         ordinary=ordinary,
-        capability=_capability(run, engine, settings),
+        capability=_capability(run, engine, store, settings),
         questions=run.measured,
         script=run.script,
     )
@@ -155,21 +154,22 @@ def _coherence(judge: str, store: Store, answers: Mapping[Place, str]) -> dict[P
     return dict(zip(answers, scores_of(judge, template, items, store=store), strict=True))
 
 
-def _capability(run: Run, engine: Engine, settings: Sequence[Tried]) -> dict[str, dict[str, dict[str, float]]]:
+def _capability(
+    run: Run, engine: Engine, store: Store, settings: Sequence[Tried]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Setting -> task -> item -> value."""
-    lm: Any = None
-    if run.leaves:
-        from eval.capability_tasks import harness_model, run_task
-
-        lm = harness_model(engine.model, engine.tokenizer)
+    measured = Measured(engine, store, harness_options(run.arguments), overwrite=run.arguments["overwrite"])
     found: dict[str, dict[str, dict[str, float]]] = {}
     for setting in settings:
         own = found.setdefault(setting.name, {})
-        if PROBE in run.arguments["tasks"]:
-            answers = probe_accuracy(engine.model, engine.tokenizer, steering=setting.added)
-            own[PROBE] = {one.question: float(one.right) for one in answers}
-        for task, leaves in run.leaves.items():
-            lm.steering = setting.added
-            measures = run_task(lm, task, leaves, limit=run.arguments["limit"], seed=run.arguments["seed"])
-            own |= {f"{task} {one.metric}": dict(one.items) for one in measures if not one.part and one.items}
+        for task in run.arguments["tasks"]:
+            for one in measured.task(setting.added, task, run.leaves.get(task, {})):
+                if not one.part and one.items:
+                    own[task if task == PROBE else f"{task} {one.metric}"] = dict(one.items)
     return found
+
+
+def harness_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How harness tasks are asked."""
+    given = {key: arguments[key] for key in ("limit", "seed")}
+    return {"num_fewshot": None, "apply_chat_template": False, **given}

@@ -151,7 +151,7 @@ def check(asked: Asked) -> tuple[Trained, Trained, list[Trained], str]:
 
 def _check_tasks(asked: Asked, model: str) -> None:
     """Refuses unknown tasks before anything is sampled."""
-    from eval.capability import PROBE
+    from eval.capability_table import PROBE
     from eval.prevention_models import tasks_of
 
     tasks = tasks_of(asked.tasks, model)

@@ -119,7 +119,7 @@ _SAME = ("trait", "judge_model", "n_per_question", "max_tokens", "seed", "dtype"
 
 def tasks_of(tasks: Sequence[str] | None, model: str) -> list[str]:
     """The tasks asked for; by default the probe for a model that ships its own traits, for others none."""
-    from eval.capability import PROBE
+    from eval.capability_table import PROBE
     from persona_vectors.models import resolve_model
 
     if tasks is None:
@@ -128,7 +128,7 @@ def tasks_of(tasks: Sequence[str] | None, model: str) -> list[str]:
 
 
 def capability_of(asked: Asked, found: Sampled) -> dict[tuple[str, float], dict[str, Score]]:
-    """(model, coefficient) -> task -> score; measured by `eval.capability`, or read where it has been already."""
+    """(model, coefficient) -> task -> score, by `eval.capability`."""
     tasks = tasks_of(asked.tasks, found.base)
     if not tasks:
         found.notes.append("Capability was not measured; --tasks mmlu (or another task) measures it.")
@@ -150,34 +150,22 @@ def capability_of(asked: Asked, found: Sampled) -> dict[tuple[str, float], dict[
 
 
 def _measured(asked: Asked, found: Sampled, name: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of whole tasks of a run of `eval.capability`, which is left out where its table is there already."""
+    """The rows of whole tasks of a run of `eval.capability`, which measures only what it has not measured before."""
     import pandas as pd
 
     from eval import capability
+    from persona_vectors.files import sidecar_path
 
     path = Path(asked.output_dir) / f"capability_{name}.csv"
-    given = {**arguments, **{key: getattr(asked, key) for key in ("seed", "dtype", "device_map")}}
-    command = {**given, "output_path": str(path), "overwrite": True}
-    if not _is_current(path, given):
-        found.commands.append(run_command("python -m eval.capability", capability.main, **command))
-        gc.collect()
+    path.unlink(missing_ok=True)
+    sidecar_path(path).unlink(missing_ok=True)
+    how = {key: getattr(asked, key) for key in ("seed", "dtype", "device_map")}
+    given = {**arguments, **how, "output_path": str(path)}
+    found.commands.append(run_command("python -m eval.capability", capability.main, **given))
+    gc.collect()
     table = pd.read_csv(path, keep_default_na=False)
     rows: list[dict[str, Any]] = table.to_dict("records")  # pyright: ignore
     return [row for row in rows if not row["part"]]
-
-
-def _is_current(path: Path, given: Mapping[str, Any]) -> bool:
-    """Whether the table at `path` was made with these arguments from the models and vectors that are there now."""
-    from persona_vectors.files import read_sidecar, sha256_of_file
-    from persona_vectors.models import fingerprint
-
-    record = read_sidecar(path) if path.exists() else {}
-    settings = record.get("settings", {})
-    return (
-        all(settings.get(name) == value for name, value in given.items())
-        and record.get("models") == {name: fingerprint(name) for name in given["model"]}
-        and record.get("vectors") == {name: sha256_of_file(name) for name in given.get("vector_path", [])}
-    )
 
 
 def _score(row: Mapping[str, Any]) -> Score:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from eval import capability
+from eval import capability, capability_probe, finished_answers
 from eval.capability_probe import probe_accuracy
 from eval.capability_table import mean_interval, paired_difference
 from eval.model_utils import Steering
@@ -144,14 +147,75 @@ def test_the_command_compares_every_setting_with_the_unsteered_first_model(tiny_
     sidecar = read_sidecar(output)
     assert [receipt["control"] for receipt in sidecar["receipts"]] == ["", "random1"]
     assert sidecar["receipts"][0]["expected"] == pytest.approx(1500, rel=1e-5)
-    assert run(tiny_persona, output, *argv) == 2
-    assert "exists; pass --overwrite" in capsys.readouterr().err
+    assert sidecar["state"] == "finished"
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[str]:
+    """The names of the models that are loaded from now on."""
+    names: list[str] = []
+    load = finished_answers.load_model
+    monkeypatch.setattr(finished_answers, "load_model", lambda name, **how: names.append(name) or load(name, **how))
+    return names
+
+
+def test_the_same_command_again_loads_no_model_and_writes_the_same(tiny_persona, folder, tmp_path, capsys, loads):
+    output = tmp_path / "x.csv"
+    argv = [*vector_of(folder), "--coef", "3"]
+    assert run(tiny_persona, output, *argv) == 0 and len(loads) == 1
+    assert "earlier run" not in capsys.readouterr().out
+    files = [output, tmp_path / "x_items.csv"]
+    before = [path.read_bytes() for path in files]
+    receipts = read_sidecar(output)["receipts"]
+    assert run(tiny_persona, output, *argv) == 0 and len(loads) == 1
+    assert "2 of 2 measurements are of an earlier run; --overwrite measures them anew" in capsys.readouterr().out
+    assert [path.read_bytes() for path in files] == before
+    assert read_sidecar(output)["receipts"] == receipts != []
+    assert run(tiny_persona, output, *argv[:-1], "1") == 2 and len(loads) == 1
+    assert "exists, made with other settings; pass --overwrite" in capsys.readouterr().err
+    assert run(tiny_persona, output, *argv, "--overwrite") == 0 and len(loads) == 2
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_another_vector_under_the_same_name_is_measured(tiny_persona, push, tmp_path, capsys, loads):
+    argv = [*vector_of(tmp_path), "--coef", "3"]
+    values = []
+    for n, sign in enumerate((1, -1)):
+        save_vectors(tmp_path, "noise", {"response_avg": sign * push.repeat(N_LAYERS + 1, 1)}, {})
+        assert run(tiny_persona, tmp_path / "x.csv", *argv) == 0 and len(loads) == n + 1
+        values.append(pd.read_csv(tmp_path / "x_items.csv", keep_default_na=False)["answer"][136:].tolist())
+    assert values[0] != values[1]
+    assert "1 of 2 measurements are of an earlier run" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tiny_persona, folder, tmp_path, capsys, monkeypatch):
+    whole, output = tmp_path / "whole.csv", tmp_path / "x.csv"
+    argv = [*vector_of(folder), "--coef", "1", "3"]
+    assert run(tiny_persona, whole, *argv, "--overwrite") == 0
+    monkeypatch.setenv("PERSONA_STORE", str(tmp_path / "another.sqlite"))
+    measured, probe = [], capability_probe.probe_accuracy
+
+    def stops_at_the_third(*args, **how):
+        measured.append(how["steering"])
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return probe(*args, **how)
+
+    monkeypatch.setattr(capability_probe, "probe_accuracy", stops_at_the_third)
+    assert run(tiny_persona, output, *argv) != 0
+    assert len(pd.read_csv(output)) == 6 and read_sidecar(output)["state"] == "unfinished"
+    capsys.readouterr()
+    assert run(tiny_persona, output, *argv) == 0 and len(measured) == 4
+    out = capsys.readouterr().out
+    assert "2 of 3 measurements are of an earlier run" in out and "steering receipt: noise" in out
+    assert output.read_bytes() == whole.read_bytes() and read_sidecar(output)["state"] == "finished"
+    assert (tmp_path / "x_items.csv").read_bytes() == (tmp_path / "whole_items.csv").read_bytes()
 
 
 def test_a_steering_whose_receipt_fails_is_not_run(tiny_persona, folder, tmp_path, capsys, monkeypatch):
     model, tokenizer = load_model(tiny_persona)
     decoder_blocks(model)[0].register_forward_hook(lambda _block, _args, output: output + 1)
-    monkeypatch.setattr(models, "load_model", lambda *_args, **_options: (model, tokenizer))
+    monkeypatch.setattr(finished_answers, "load_model", lambda *_args, **_options: (model, tokenizer))
     assert run(tiny_persona, tmp_path / "x.csv", *vector_of(folder), "--coef", "1") == 2
     assert "a hook already changes layer 1" in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
@@ -302,13 +366,60 @@ def test_the_command_on_a_group_and_on_answers(lm, tiny_persona, folder, tmp_pat
     assert logging.getLogger("lm_eval").level != logging.ERROR, "the harness may warn again"
 
 
+def test_parts_of_a_group_are_kept_one_by_one(lm, tiny_persona, folder, tmp_path, capsys, monkeypatch):  # noqa: ARG001
+    """And a task whose data changed is measured anew, in this process and in another."""
+    from eval import capability_tasks
+
+    measured, measure = [], capability_tasks.run_leaf
+
+    def stops_at_the_second(lm, name, leaf, *args, **how):
+        measured.append(leaf)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(lm, name, leaf, *args, **how)
+
+    monkeypatch.setattr(capability_tasks, "run_leaf", stops_at_the_second)
+    argv = ["--tasks", "own_group", "--include_path", str(folder / "tasks")]
+    output = tmp_path / "group.csv"
+    assert run(tiny_persona, output, *argv) != 0 and not output.exists()
+    assert run(tiny_persona, output, *argv) == 0 and measured == ["own_one", "own_two", "own_two"]
+    assert "1 of 2 measurements are of an earlier run" in capsys.readouterr().out
+    done = output.read_bytes()
+    code = "from eval import capability; from persona_vectors import cli; cli.run(capability.main)"
+    command = [sys.executable, "-c", code, "--model", tiny_persona, "--output_path", str(output), *argv]
+    again = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"}
+    )
+    assert "2 of 2 measurements are of an earlier run" in again.stdout and output.read_bytes() == done
+    rows = (folder / "facts.jsonl").read_text()
+    (folder / "facts.jsonl").write_text(rows.replace('"gold": 0', '"gold": 1'))
+    try:
+        assert run(tiny_persona, output, *argv) == 0 and len(measured) == 5
+    finally:
+        (folder / "facts.jsonl").write_text(rows)
+    assert output.read_bytes() != done
+
+
+def test_what_determines_a_task_is_its_definition_its_data_and_how_it_is_asked(lm, folder):  # noqa: ARG001
+    from eval.capability_tasks import identity, load_tasks
+
+    plain = {"limit": None, "num_fewshot": None, "apply_chat_template": False, "seed": 0}
+    changes = [{}, {"limit": 2}, {"num_fewshot": 1}, {"apply_chat_template": True}, {"seed": 1}]
+    found = [
+        identity(load_tasks(["own_one"], str(folder / "tasks"), "all")["own_one"]["own_one"], **{**plain, **change})
+        for change in [{}, *changes]
+    ]
+    assert found[0] == found[1] and len({json.dumps(one, sort_keys=True) for one in found}) == len(changes)
+
+
 # what users get wrong
 
 
 @pytest.fixture
 def refused(tiny_persona, tmp_path, capsys, monkeypatch):
     """What the command says of arguments it must refuse before a model is loaded."""
-    monkeypatch.setattr(models, "load_model", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    for place in (models, finished_answers):
+        monkeypatch.setattr(place, "load_model", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
     def call(*argv: str) -> str:
         assert run(tiny_persona, tmp_path / "x.csv", *argv) == 2

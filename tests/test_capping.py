@@ -350,6 +350,13 @@ def few(tmp_path_factory):
     return str(path)
 
 
+def asked(vector: str, personas: str, script: Path, output: Path) -> list[str]:
+    flags = {"--model_name": "models/tiny-persona", "--judge_model": "models/tiny-persona", "--engine": "hf"}
+    flags |= {"--vector_path": vector, "--personas_path": personas, "--script": script, "--output_dir": output}
+    flags |= {"--floor_percentile": 50, "--n_random": 1, "--max_tokens": 24}
+    return ["--layers", "2", "3", "--oracle", *(str(token) for flag in flags.items() for token in flag)]
+
+
 @pytest.fixture(scope="module")
 def written(persona_axis, few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("capping")
@@ -360,21 +367,8 @@ def written(persona_axis, few, tmp_path_factory):
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_STORE", str(folder / "store.sqlite"))
-        arguments = ["--model_name", "models/tiny-persona", "--judge_model", "models/tiny-persona"]
-        arguments += ["--vector_path", persona_axis, "--layers", "2", "3", "--floor_percentile", "50"]
-        arguments += [
-            "--personas_path",
-            few,
-            "--script",
-            str(script),
-            "--n_random",
-            "1",
-            "--max_tokens",
-            "24",
-            "--oracle",
-        ]
         with redirect_stdout(said):
-            assert cli.run(command.main, [*arguments, "--engine", "hf", "--output_dir", str(folder / "out")]) == 0
+            assert cli.run(command.main, asked(persona_axis, few, script, folder / "out")) == 0
     assert "note: transcripts_random2.jsonl in" in said.getvalue()
     return folder / "out"
 
@@ -404,6 +398,16 @@ def test_the_command_writes_what_it_measured(written):
     floor = json.loads((written / "cap.json").read_text())["steering"][1]["floor"]
     own = turns[turns.setting == "assistant_axis"]
     assert (own.projection >= floor - 1e-3).all() and (own.projection_of_words < floor).any()
+
+
+def test_a_second_time_nothing_is_sampled_judged_or_measured(persona_axis, few, written, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_STORE", str(written.parent / "store.sqlite"))
+    for name in ("finished_answers.sample_answers", "finished_scores.make_judge", "capability_probe.probe_accuracy"):
+        monkeypatch.setattr(f"eval.{name}", lambda *_, **__: pytest.fail("done again"))
+    assert cli.run(command.main, asked(persona_axis, few, written.parent / "script.json", tmp_path)) == 0
+    for name in ("results.csv", "answers.csv", "turns.csv"):
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+    assert "capability: probe" in (tmp_path / "results.csv").read_text()
 
 
 def test_its_transcripts_and_cap_are_read_by_drift(written, tiny_persona, tmp_path):
