@@ -40,7 +40,7 @@ def main(
     device: str = "cpu",
     n_procs: int = 2,
 ) -> None:
-    """Train the embedded judge: about 25 minutes on two CPU cores; run again to go on after a break.
+    """Train the embedded judge: about 20 minutes on two CPU cores; run again to go on after a break.
 
     Args:
         output_dir: folder the judge is written to; other files in it are left alone.
