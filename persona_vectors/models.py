@@ -32,8 +32,10 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """The short name used in columns, titles and folders: the last part of the name as it was given."""
-        return Path(self.name.rstrip("/")).name
+        """The short name used in columns, titles and folders: the last part of the name as it was given, of `.` and
+        `..` that of the folder they mean."""
+        given = Path(self.name.rstrip("/")).name
+        return given if given.strip(".") else Path(self.name).resolve().name
 
     @property
     def is_local(self) -> bool:

@@ -102,6 +102,16 @@ def test_the_latest_checkpoint_of_a_training_folder(tmp_path):
     assert resolve_model(str(tmp_path / "run")).label == "run"
 
 
+@pytest.mark.parametrize(("name", "label"), [(".", "one"), ("./", "one"), ("..", "all"), ("sub/..", "one")])
+def test_the_label_of_dots_is_the_folder_they_mean(name, label, base, tmp_path, monkeypatch):
+    folder = tmp_path / "all" / "one"
+    (folder / "sub").mkdir(parents=True)
+    for place in (folder, folder.parent):
+        (place / "config.json").write_text((base / "config.json").read_text())
+    monkeypatch.chdir(folder)
+    assert resolve_model(name).label == label
+
+
 @pytest.mark.parametrize("last", [20, 60])
 def test_a_training_that_has_not_ended_is_named_where_its_checkpoint_is_taken(tmp_path, base, last):
     run = tmp_path / "run"
