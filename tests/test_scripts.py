@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -15,18 +17,18 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.n
 STUB = '#!/bin/sh\necho "python:$CUDA_VISIBLE_DEVICES" "$@"\n'
 
 
+def call(script: str, folder: Path, *arguments: str, python: str = STUB) -> subprocess.CompletedProcess[str]:
+    """Runs it with a python that only says how it was called."""
+    (folder / "python").write_text(python)
+    (folder / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
 @pytest.fixture(params=SCRIPTS)
 def script(request, tmp_path):
-    """script(*arguments) runs it with a python that only says how it was called."""
-
-    def run(*arguments: str, python: str = STUB) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "python").write_text(python)
-        (tmp_path / "python").chmod(0o755)
-        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        command = ["bash", str(ROOT / "scripts" / request.param), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
-
-    return run
+    return partial(call, request.param, tmp_path)
 
 
 def is_refused(done: subprocess.CompletedProcess[str], message: str) -> bool:
@@ -71,3 +73,8 @@ def test_the_demo_needs_no_gpu_and_refuses_what_is_none():
 
     assert is_refused(demo("models/tiny-persona"), "GPU_ID is models/tiny-persona; expected a GPU's number")
     assert demo("--help").stdout.startswith("The whole method with its controls")
+
+
+@pytest.mark.parametrize(("given", "gpu"), [([], "0"), ([""], ""), (["1"], "1")])
+def test_the_demo_takes_the_gpu_it_is_given_or_none(given, gpu, tmp_path):
+    assert call("demo.sh", tmp_path, *given).stdout.startswith(f"python:{gpu} -m eval.demo")
