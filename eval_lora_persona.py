@@ -104,7 +104,7 @@ def main(
     paths, coefs, traits = several(lora_diff_path), several(lora_coef), several(trait)
     check_once("lora_coef", coefs)
     check_placeholder(traits, output_path)
-    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
+    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence, seed)
     check_system_prompt(assistant_name, persona_instruction_type)
     if n_random < 1:
         raise ValueError(f"--n_random must be at least 1; got {n_random}")

@@ -72,6 +72,8 @@ def main(
     from persona_vectors.responses import read_responses
     from persona_vectors.vectors import count_pairs, effective_pairs
 
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0; got {seed}")
     resolve_model(model_name)
     if note := unfinished_note(model_name):
         print(f"note: {note}", flush=True)

@@ -158,7 +158,7 @@ def main(
     grid = Grid(several(coef), several(layer), several(vector_path), steering_type, several(control), n_random, seed)
     check_grid(grid)
     check_placeholder(several(trait), output_path)
-    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence)
+    check_numbers(n_per_question, max_tokens, max_concurrent_judges, min_coherence, seed)
     check_system_prompt(assistant_name, persona_instruction_type, grid.controls)
     resolve_model(model)
     judge = JudgeOptions(judge_mode, judge_samples, max_concurrent_judges, max_requests_per_minute)

@@ -168,12 +168,16 @@ def check_grid(grid: Grid) -> None:
         raise ValueError("--control random needs a steering to be compared with: give --coef other than 0")
 
 
-def check_numbers(n_per_question: int, max_tokens: int, max_concurrent_judges: int, min_coherence: float) -> None:
+def check_numbers(
+    n_per_question: int, max_tokens: int, max_concurrent_judges: int, min_coherence: float, seed: int
+) -> None:
     """Refuses, with a ValueError, numbers of a run that make no sense."""
     if n_per_question < 1 or max_tokens < 1 or max_concurrent_judges < 1:
         raise ValueError("--n_per_question, --max_tokens and --max_concurrent_judges must be at least 1")
     if not 0 <= min_coherence <= 100:
         raise ValueError(f"--min_coherence must lie between 0 and 100; got {min_coherence:g}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0; got {seed}")
 
 
 def check_system_prompt(

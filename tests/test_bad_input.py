@@ -250,6 +250,8 @@ def test_an_output_path_that_cannot_be_one(fails):
 def test_numbers_out_of_range(fails):
     assert "at least 1" in fails(eval_persona, n_per_question="0").line
     assert "threshold" in fails(generate_vec, threshold="101").line
+    for command in (eval_persona, generate_vec):
+        assert "--seed must be at least 0; got -1" in fails(command, seed="-1").line
 
 
 @pytest.mark.parametrize(

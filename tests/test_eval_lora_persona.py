@@ -161,6 +161,7 @@ def test_mistakes_are_one_line(call, tmp_path: Path, tiny_persona):
     assert "needs --compose" in wrong(compose_shares="1 2")
     assert "other than 0" in wrong(control="random", lora_coef="0")
     assert "{trait}" in wrong(trait="evil humorous")
+    assert "--seed must be at least 0" in wrong(seed="-1")
     assert "--engine vllm: vLLM is not installed" in wrong(engine="vllm")
     assert not (tmp_path / "out.csv").exists()
 
