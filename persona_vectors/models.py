@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from persona_vectors.model_files import update_with_folder
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-_HASH_WHOLE_FILE_BELOW = 64 * 2**20  # bytes; larger weight files are fingerprinted by size and both ends
 
 
 @dataclass(frozen=True)
@@ -271,37 +272,23 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
 def fingerprint(name: str) -> str:
     """A hash that changes when the model's files change: part of every cache key.
 
-    A hub model is its id and resolved revision; a local one is its file names, sizes and contents (the config and
-    small weight files whole, large ones by size and their first and last MiB).
+    A hub model is its id and resolved revision; a local one is its file names, sizes and contents. What a large file
+    holds is hashed once and kept in the store, as long as its place, size and time of change stay the same.
     """
     source = resolve_model(name)
     digest = hashlib.sha256()
     if source.is_local:
-        _update_with_folder(digest, Path(source.base))
+        update_with_folder(digest, Path(source.base))
     else:
         digest.update(f"{source.base}@{revision(source.base)}".encode())
     if source.adapter is not None:
-        _update_with_folder(digest, source.adapter)
+        update_with_folder(digest, source.adapter)
     return digest.hexdigest()
 
 
 def revision(name: str) -> str | None:
     """The commit of a hub model's files, of an adapter its base's; None for a folder."""
     return getattr(_whole_config(name), "_commit_hash", None)
-
-
-def _update_with_folder(digest: Any, folder: Path) -> None:
-    suffixes = {".safetensors", ".bin", ".json", ".jinja", ".model"}
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in suffixes):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as handle:
-            if size < _HASH_WHOLE_FILE_BELOW:
-                digest.update(handle.read())
-            else:
-                digest.update(handle.read(2**20))
-                handle.seek(-(2**20), 2)
-                digest.update(handle.read())
 
 
 def _first_line(error: BaseException) -> str:

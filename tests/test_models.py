@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from persona_vectors import model_files
 from persona_vectors.models import (
     fingerprint,
     load_config,
@@ -179,6 +181,23 @@ def test_fingerprint_follows_the_weights(base, adapter, tmp_path):
     assert before == fingerprint(str(base)) != fingerprint(str(adapter))
     assert fingerprint(str(save(tmp_path / "same"))) == before
     assert fingerprint(str(save(tmp_path / "other", seed=1))) != before
+
+
+def test_a_large_file_is_hashed_whole_and_once(base, tmp_path, monkeypatch):
+    """Two models may differ in the middle alone: an ablation, or a merge that leaves the ends as they are."""
+    monkeypatch.setattr(model_files, "LARGE", 1000)
+    hashed, sha256 = [], model_files.sha256_of_file
+    monkeypatch.setattr(model_files, "sha256_of_file", lambda file: hashed.append(file.name) or sha256(file))
+    copy = shutil.copytree(base, tmp_path / "copy")
+    before = fingerprint(str(base))
+    large = sorted(file.name for file in base.iterdir() if file.stat().st_size >= 1000 and file.suffix != ".md")
+    assert "model.safetensors" in large and sorted(hashed) == large
+    assert fingerprint(str(base)) == before and len(hashed) == len(large)
+    assert fingerprint(str(copy)) == before and len(hashed) == 2 * len(large)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert fingerprint(str(copy)) != before and hashed[2 * len(large) :] == ["model.safetensors"]
 
 
 def test_a_hub_models_fingerprint_follows_its_revision_even_below_a_text_config(monkeypatch):
