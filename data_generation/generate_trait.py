@@ -82,7 +82,7 @@ def _check(trait: str, description: str, model: str, n_pairs: int, n_questions: 
     if name != trait:
         raise ValueError(f"{trait!r} is another spelling of the trait {name!r}; choose another name")
     if name in RESERVED_NAMES:
-        raise ValueError(f"a trait cannot be named {name!r}: response tables have a column of that name")
+        raise ValueError(f"a trait cannot be named {name!r}: tables have a column of that name")
     if not description.strip():
         raise ValueError("--description is empty; say in a sentence what is meant by the trait")
     if n_pairs < 1 or n_questions < 2 or n_questions % 2:

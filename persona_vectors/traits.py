@@ -48,8 +48,13 @@ ALIASES: dict[str, str] = {
 }
 """Other spellings of a trait's name -> the name its file has."""
 
-RESERVED_NAMES = ("question", "prompt", "answer", "question_id", "coherence")
-"""Columns of a response table; a trait becomes a column there and cannot have one of these names."""
+RESERVED_NAMES = (
+    *("question", "prompt", "answer", "question_id", "coherence"),  # of a response table
+    *("coef", "layer", "vector", "control", "matched", "direction"),  # which setting a row was sampled under
+    *("n_total", "n_scored", "n_failed", "n_questions", "name", "kind", "model", "minus_finetuned"),  # of summaries
+    "pole",
+)
+"""Columns of tables and summaries; a trait becomes a column there and cannot have one of these names."""
 
 
 def _not_blank(text: str) -> str:
@@ -59,7 +64,7 @@ def _not_blank(text: str) -> str:
 
 
 def check_eval_prompt(template: str) -> str:
-    """The template unchanged, if it can be filled with `template.format(question=..., answer=...)`."""
+    """The template unchanged, if {question} and {answer} can be filled in, which are read literally: no {answer!s}."""
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
@@ -70,6 +75,8 @@ def check_eval_prompt(template: str) -> str:
     unknown = sorted(fields - {"question", "answer"})
     if unknown:
         raise ValueError(f"has an unknown placeholder {{{unknown[0]}}}; write {{{{ and }}}} for literal braces")
+    if odd := re.search(r"\{[^}]*\}", re.sub(r"\{\{|\}\}|\{question\}|\{answer\}", "", template)):
+        raise ValueError(f"has {odd[0]}; write {{question}} and {{answer}} without ! and :")
     return template
 
 
@@ -168,7 +175,7 @@ def load_trait(
             raise ValueError(f"unknown trait {str(name_or_path)!r}; {_what_exists(name, version, model)}")
         judge_path = _find_judge_file(name, version, judge_model)
     if name in RESERVED_NAMES:
-        raise ValueError(f"a trait cannot be named {name!r}: response tables have a column of that name; rename {path}")
+        raise ValueError(f"a trait cannot be named {name!r}: tables have a column of that name; rename {path}")
 
     content = _read(path, TraitFile)
     source = {part: str(path) for part in TraitFile.model_fields}

@@ -25,6 +25,7 @@ from persona_vectors import cli
 from persona_vectors.blocks import read_blocks
 from persona_vectors.models import load_config, load_model
 from persona_vectors.tokens import tokenize_prompt
+from persona_vectors.traits import RESERVED_NAMES
 from tests.loopback_openai import LoopbackOpenAI, Reply
 from tests.tiny_models import tiny_model, word_tokenizer
 
@@ -98,8 +99,11 @@ def test_a_sweep_is_one_table_of_what_each_setting_is_alone(run, swept, tmp_path
     vector = swept["vector_path"]
     steered = {(c, la, v, k) for c in (1.0, 2.0) for la in (2, 3) for v, k in ((vector, ""), ("", "random1"))}
     assert set(sizes) == steered | {(0.0, None, "", ""), (0.0, None, "", "prompt")} and set(sizes.values()) == {6}
-    check_record(json.loads((tmp_path / "out.csv.json").read_text()), table, vector)
+    record = json.loads((tmp_path / "out.csv.json").read_text())
+    check_record(record, table, vector)
     check_printed(printed)
+    columns = {*table.columns, *record["sweep"][0], *record["frontier"]["steered"]}
+    assert columns - set(RESERVED_NAMES) == {"humorous"}, "a trait named like one of them would replace it"
 
     nothing_more(monkeypatch)
     run("alone.csv", **swept | {"layer": 3, "coef": 2, "control": None})

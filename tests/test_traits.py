@@ -301,6 +301,10 @@ def test_version_typo():
         (content(eval_prompt="Score it."), "eval_prompt: must contain {question} and {answer}"),
         (content(eval_prompt="{question} {answer} {trait}"), "eval_prompt: has an unknown placeholder {trait}"),
         (content(eval_prompt="{question} {answer} {"), "eval_prompt: has a stray brace"),
+        (content(eval_prompt="{question} {answer!s}"), "eval_prompt: has {answer!s}; write {question} and {answer}"),
+        (content(eval_prompt="{question!r} {answer}"), "eval_prompt: has {question!r}"),
+        (content(eval_prompt="{question} {answer} {answer:>9}"), "eval_prompt: has {answer:>9}"),
+        (content(eval_prompt="{question:} {answer}"), "eval_prompt: has {question:}"),
         ({"questions": ["One?"]}, "instruction is missing; expected an object with instruction, questions"),
         ({"questions": ["One?"]}, "(and 1 more)"),
     ],
@@ -323,7 +327,7 @@ def test_a_trait_cannot_be_named_like_a_column(tmp_path, name):
 
 
 def test_literal_braces_are_accepted_when_doubled(tmp_path):
-    prompt = 'Answer as {{"score": n}}. {question} {answer}'
+    prompt = 'Answer as {{"score": n}}. {question} {answer} {{answer!s}} {{{answer}}}'
     assert load_trait(write(tmp_path / "curious.json", content(eval_prompt=prompt))).eval_prompt == prompt
 
 
