@@ -5,6 +5,7 @@ one step, so that a crash, Ctrl-C or a full disk leaves the earlier file as it w
 """
 
 import csv
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -38,10 +39,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises OSError naming `path` where it cannot be written (full disk, no permission); the earlier file is intact.
     """
     target = Path(os.path.realpath(check_output_path(path)))
-    temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
         text = "b" not in mode
         with open(descriptor, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
@@ -49,14 +52,17 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         os.chmod(temporary, _permissions(target))
         os.replace(temporary, target)
-        temporary = None
     except OSError as error:
-        if error.filename not in (None, temporary, str(target.parent)):
+        if error.filename not in (None, temporary):
             raise  # the block's own file error
-        raise OSError(error.errno, f"cannot be written: {error.strerror or error}", str(path)) from error
+        raise _unwritable(path, error) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _unwritable(path: str | Path, error: OSError) -> OSError:
+    """The error as one of `path`, whose name a user knows, and not of the temporary file."""
+    return OSError(error.errno, f"cannot be written: {error.strerror or error}", str(path))
 
 
 def _permissions(target: Path) -> int:
@@ -71,7 +77,8 @@ def _permissions(target: Path) -> int:
 def check_output_path(path: str | Path, suffixes: Iterable[str] = ()) -> Path:
     """`path` as a Path, if a file can be written there; nothing is created.
 
-    Raises ValueError for a folder, for a parent that is a file, and for a suffix other than the `suffixes` asked for.
+    Raises ValueError for a folder, for a parent that is a file, and for a suffix other than the `suffixes` asked for;
+    OSError where the folder it would stand in is not to be written to.
     """
     target = Path(path)
     if not str(path).strip() or target.is_dir() or str(path).endswith(("/", os.sep)):
@@ -83,7 +90,28 @@ def check_output_path(path: str | Path, suffixes: Iterable[str] = ()) -> Path:
         raise ValueError(f"output path {path} lies under {ancestor}, which is a file")
     if (allowed := tuple(suffixes)) and target.suffix not in allowed:
         raise ValueError(f"output path {path} must end in {' or '.join(allowed)}")
+    _check_writable(path, Path(os.path.realpath(path)).parent)  # a link is followed
     return target
+
+
+def check_output_folder(folder: str | Path, argument: str) -> Path:
+    """`folder`, which `argument` names, as a Path, if files can be written there; nothing is created.
+
+    Raises ValueError for a file and a folder under a file, OSError where it is not to be written to.
+    """
+    absolute = Path(folder).absolute()
+    ancestor = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not ancestor.is_dir():
+        raise ValueError(f"{argument} {folder} is or lies under {ancestor}, a file; give a folder")
+    _check_writable(folder, ancestor)
+    return Path(folder)
+
+
+def _check_writable(path: str | Path, folder: Path) -> None:
+    """Refuses `path` where nothing can be made in `folder` or, if there is none yet, in the nearest that there is."""
+    nearest = next(there for there in (folder, *folder.parents) if there.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"cannot be written: no permission to write in {nearest}", str(path))
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:

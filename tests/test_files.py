@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,43 @@ def test_output_paths_that_cannot_be_files_are_refused_before_anything_is_made(t
         files.check_output_path(tmp_path / "x.txt", suffixes=(".csv", ".jsonl"))
     assert files.check_output_path(tmp_path / "new/x.csv", suffixes=[".csv"]) == tmp_path / "new/x.csv"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root writes anywhere")
+def test_a_folder_that_is_not_to_be_written_to_is_found_early_and_named(tmp_path):
+    """The error of a write named the temporary file (`.x.csv.xjq4yquz.tmp`), which no user knows."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "link").symlink_to(closed / "x")
+    code = f"""
+        import os
+        from persona_vectors import files
+
+        def said(call, path, *more):
+            try:
+                call(path, *more)
+            except OSError as error:
+                print(error.filename, error.strerror, sep="; ")
+
+        os.chdir({str(tmp_path)!r})
+        paths = ("closed/x", "closed/new/x", "link")
+        for path in paths:
+            said(files.check_output_path, path)
+        said(files.check_output_folder, "closed/new", "save_dir")
+        files._check_writable = lambda *_: None  # as where the folder is closed after the check
+        for path in paths:
+            said(files.write_text_atomic, path, "")
+    """
+    rights = "-dac_override,-dac_read_search"  # what lets root write anywhere
+    drop = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    closed.chmod(0o555)
+    command = [*drop, sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    closed.chmod(0o755)
+    paths = ["closed/x", "closed/new/x", "link"]
+    early = [f"{path}; cannot be written: no permission to write in {closed}" for path in [*paths, "closed/new"]]
+    late = [f"{path}; cannot be written: Permission denied" for path in paths]
+    assert result.stdout.splitlines() == [*early, *late], result.stderr
 
 
 def test_csv_reads_back_as_it_was(tmp_path):
