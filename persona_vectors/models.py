@@ -122,10 +122,10 @@ def _adapter_base(folder: Path) -> str:
 
 def load_config(name: str) -> PretrainedConfig:
     """The text model's config, read without its weights: `num_hidden_layers` and `hidden_size` are known from here."""
-    return _whole_config(name).get_text_config()
+    return load_whole_config(name).get_text_config()
 
 
-def _whole_config(name: str) -> PretrainedConfig:
+def load_whole_config(name: str) -> PretrainedConfig:
     """The config as stored; of a model with more than text, only this one knows the revision."""
     from huggingface_hub.errors import StrictDataclassError  # a field of the wrong kind, or fields that disagree
     from transformers import AutoConfig
@@ -288,7 +288,7 @@ def fingerprint(name: str) -> str:
 
 def revision(name: str) -> str | None:
     """The commit of a hub model's files, of an adapter its base's; None for a folder."""
-    return getattr(_whole_config(name), "_commit_hash", None)
+    return getattr(load_whole_config(name), "_commit_hash", None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_NO_TEXT = re.compile(r"vision|visual|image|audio|speech")
+"""In the path to a block: it is one of a tower beside the text decoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +87,10 @@ class WeightDirection:
 
 
 def layer_of(name: str) -> int | None:
-    """The `layer` (hidden_states index) whose block has the module: block index + 1; None outside of blocks."""
+    """The `layer` (hidden_states index) whose block has the module: block index + 1; None outside of the text decoder's
+    blocks, as in a vision tower."""
     found = _BLOCK.search(name)
-    return int(found[1]) + 1 if found else None
+    return int(found[1]) + 1 if found and not _NO_TEXT.search(name[: found.start()]) else None
 
 
 def content_hash(direction: WeightDirection) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from persona_vectors.files import read_sidecar, write_bytes_atomic, write_sidecar
-from persona_vectors.weight_direction import LowRank, WeightDirection
+from persona_vectors.weight_direction import LowRank, WeightDirection, layer_of
 
 FORMAT = "persona-lora/1"
 PREFIX = "base_model.model."
@@ -61,6 +61,9 @@ def content_stamp(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
 def load_adapter(folder: str | Path) -> WeightDirection:
     """What a PEFT LoRA adapter adds to its base: `scale * B @ A` of each module, rank and alpha patterns respected.
 
+    Modules outside of the text decoder's blocks whose change is exactly zero are left out: those of a vision tower,
+    which match the same target names and learn nothing from text.
+
     Raises:
         ValueError: no adapter there, another kind of adapter, a missing scale or factor, or tensors that are no LoRA
             factors (whole modules, embeddings, trained biases of the base); the message names the keys.
@@ -83,8 +86,14 @@ def load_adapter(folder: str | Path) -> WeightDirection:
     if not factors:
         raise ValueError(f"adapter {folder} holds no LoRA weights")
     modules = {name: _scaled(name, parts, config, folder) for name, parts in factors.items()}
+    trained = {name: one for name, one in modules.items() if layer_of(name) is not None or _is_trained(one)}
     base = str(config.get("base_model_name_or_path") or "")
-    return _finite(WeightDirection(modules, base, {"adapter": str(folder)}), folder)
+    return _finite(WeightDirection(trained or modules, base, {"adapter": str(folder)}), folder)
+
+
+def _is_trained(change: LowRank) -> bool:
+    """False of B = 0, which every LoRA starts from."""
+    return bool(change.B.any()) or (change.bias is not None and bool(change.bias.any()))
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -107,6 +116,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is of a DoRA adapter, whose change of the weights is not B @ A alone")
     if config.get("alora_invocation_tokens"):
         raise ValueError(f"{path} is of an activated LoRA, which acts on some tokens only; expected a plain LoRA")
+    if config.get("layer_replication"):
+        raise ValueError(
+            f"{path} has layer_replication, which repeats layers of the base, so its modules are not the base's own; "
+            "expected a LoRA of the model as it is"
+        )
     if str(start := config.get("init_lora_weights")).lower().startswith(_CHANGE_THE_BASE):
         raise ValueError(
             f"{path} has init_lora_weights {start}, which changed the base too, so what it adds is not B @ A; save it "

@@ -23,9 +23,9 @@ def skeleton(name: str) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    from persona_vectors.models import load_config, resolve_model
+    from persona_vectors.models import load_whole_config, resolve_model
 
-    config = load_config(name)
+    config = load_whole_config(name)  # as from_pretrained: one of text and images has its text model under other names
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.name_or_path = resolve_model(name).label

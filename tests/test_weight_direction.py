@@ -170,6 +170,10 @@ def test_a_change_of_a_bias_alone():
         ("model.layers.0.self_attn.q_proj", 1),
         ("transformer.h.11.mlp.c_fc", 12),
         ("model.language_model.layers.3.mlp.up_proj", 4),
+        ("model.layers.3.vision_gate.up_proj", 4),
+        ("model.vision_tower.encoder.layers.0.self_attn.q_proj", None),
+        ("model.visual.blocks.2.attn.qkv", None),
+        ("thinker.audio_tower.layers.1.self_attn.q_proj", None),
         ("lm_head", None),
     ],
 )

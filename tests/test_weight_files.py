@@ -132,6 +132,7 @@ def edit(folder, **changes) -> None:
         ({"use_dora": True}, "DoRA"),
         ({"peft_type": "IA3"}, "is of a IA3 adapter; expected LORA"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "has layer_replication, which repeats layers of the base"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4, which changed the base"),
         ({"init_lora_weights": "olora"}, "init_lora_weights olora, which changed the base"),
         ({"r": 5}, r"q_proj has factors \(8, 32\) and \(32, 8\); expected rank 5"),

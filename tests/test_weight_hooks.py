@@ -9,10 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from persona_vectors.models import load_model
+from persona_vectors.training_weights_receipt import check_modules, read_modules
 from persona_vectors.weight_direction import LowRank, WeightDirection
-from persona_vectors.weight_hooks import DynamicWeights, find_modules, is_transposed, place
-from tests.tiny_models import N_LAYERS, tiny_model
-from tests.weight_adapters import dense, random_direction
+from persona_vectors.weight_files import load_adapter
+from persona_vectors.weight_hooks import DynamicWeights, check_fits, find_modules, is_transposed, place, skeleton
+from tests.tiny_models import N_LAYERS, tiny_model, word_tokenizer
+from tests.weight_adapters import dense, random_direction, tiny_multimodal
 
 
 def test_the_modules_are_those_of_the_name_however_the_model_is_wrapped():
@@ -31,6 +34,28 @@ def test_the_modules_are_those_of_the_name_however_the_model_is_wrapped():
     adapted = get_peft_model(tiny_model("qwen2"), LoraConfig(target_modules=["q_proj"]))
     for name, module in find_modules(adapted, one).items():
         assert type(module) is nn.Linear and module is adapted.get_base_model().get_submodule(name).base_layer
+
+
+def test_a_model_of_text_and_images_is_steered_in_its_text_decoder(tmp_path):
+    tiny_multimodal().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    model, _ = load_model(str(tmp_path / "model"))
+    names = {name for name, _ in model.named_modules()}
+    assert {name for name, _ in skeleton(str(tmp_path / "model")).named_modules()} == names
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name and "language_model" in name:  # what text trains; the vision tower's stay 0
+            nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    direction = load_adapter(tmp_path / "adapter")
+    assert direction.layers == [1, 2, 3]
+    assert list(direction.modules) == [f"model.language_model.layers.{i}.self_attn.q_proj" for i in range(N_LAYERS)]
+    check_fits(str(tmp_path / "model"), {"adapter": direction})
+    base, _ = load_model(str(tmp_path / "model"))
+    with DynamicWeights(base, [direction]).applied(torch.ones(1)), read_modules(base, direction) as reading:
+        steered = base(torch.arange(6)[None]).logits
+    assert check_modules(reading, 1)["modules"]["n"] == N_LAYERS
+    assert torch.allclose(steered, adapted(torch.arange(6)[None]).logits, atol=1e-4)
 
 
 def test_what_is_not_there_is_named():

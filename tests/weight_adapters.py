@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from persona_vectors.weight_direction import LowRank, WeightDirection
 from persona_vectors.weight_hooks import find_modules, is_transposed
@@ -35,6 +36,17 @@ def make_adapter(
 
 def _product(layer: Any) -> Tensor:
     return layer.lora_B["default"].weight.detach().double() @ layer.lora_A["default"].weight.detach().double()
+
+
+def tiny_multimodal() -> PreTrainedModel:
+    """A tiny random Gemma 3 of text and images, as its sizes from 4B are: the text model is a part of it."""
+    text = tiny_model("gemma3_text").config.to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def lora_layers(adapted: PeftModel) -> dict[str, Any]:
