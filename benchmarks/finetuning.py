@@ -40,11 +40,11 @@ from benchmarks.reading import processor
 from persona_vectors import cli
 from persona_vectors.files import check_output_path, provenance, write_json_atomic
 from persona_vectors.models import load_tokenizer
-from persona_vectors.tokens import TrainingSample
 from persona_vectors.training_batches import Plan, plan_run
 from persona_vectors.training_config import TrainingConfig
 from persona_vectors.training_data import read_conversations, tokenize_conversations
 from persona_vectors.training_model import training_arguments, with_lora
+from persona_vectors.training_tokens import TrainingSample
 
 TINY = "models/tiny-persona"
 MIXED, ONE_SET = "dataset/*/misaligned_2.jsonl", "dataset/insecure_code/misaligned_2.jsonl"

@@ -48,7 +48,8 @@ from persona_vectors.decoding import decode
 from persona_vectors.files import provenance
 from persona_vectors.models import load_tokenizer
 from persona_vectors.slots import grouped_attention
-from persona_vectors.tokens import TokenizedSample, TrainingSample, pad_batch
+from persona_vectors.tokens import TokenizedSample, pad_batch
+from persona_vectors.training_tokens import TrainingSample
 
 ROLLOUTS = 10  # answers a prompt, where prompts are shared
 TRAINED_LAYERS, TRAINING_TURNS = 4, 9  # blocks of the model, and steps timed, in finetuning

@@ -2,14 +2,17 @@
 
 A rendered prompt holds every special token it needs, so nothing here ever adds one (no second BOS). The ids of prompt
 and answer are joined and never re-tokenised as one string: BPE merges across the boundary, and the response would then
-begin in the middle of a token.
+begin in the middle of a token. Only a tokenizer that puts a space before every text (Llama 2, Mistral) reads an answer
+behind its prompt, where no space is put.
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,7 +27,9 @@ Message = Mapping[str, Any]
 PromptFormat = Literal["auto", "chat", "raw"]
 
 _RAW_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-_RAW_TAIL = "Assistant:"
+RAW_TAIL = "Assistant:"
+PROMPT_DATE = datetime(2024, 7, 26)
+"""Today, for templates that write it: prompts of one day would not be those of the next. Llama 3.1's own default."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,14 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
             template, otherwise raw. Raw text opens with the BOS token where the tokenizer is one that adds it.
 
     A template that can think first (Qwen3) is told not to: the answer begins where the prompt ends.
-    A template that refuses the system role (Gemma 2) gets the system text at the head of the first user turn.
+    A template that refuses the system role (Gemma 2) or leaves it out gets the system text at the head of the first
+    user turn. One that writes today's date (Llama 3) is told `PROMPT_DATE`.
 
     Raises:
         ValueError: a message without a known role or with content that is not text, chat without a template, or
-            turns that the template refuses.
+            turns that the template refuses, or whose system text it leaves out.
     """
-    turns = [_check_message(index, message) for index, message in enumerate(messages)]
+    turns = [check_message(index, message) for index, message in enumerate(messages)]
     if fmt not in ("auto", "chat", "raw"):
         raise ValueError(f"prompt format must be auto, chat or raw; got {fmt}")
     if fmt == "raw" or (fmt == "auto" and not tokenizer.chat_template):
@@ -65,7 +71,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return _render_chat(tokenizer, turns)
 
 
-def _check_message(index: int, message: Message) -> dict[str, str]:
+def check_message(index: int, message: Message) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if role not in _RAW_NAMES:
         raise ValueError(f"message {index + 1} has role {role!r}; expected system, user or assistant")
@@ -76,7 +82,7 @@ def _check_message(index: int, message: Message) -> dict[str, str]:
 
 def _render_raw(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
     parts = [f"{_RAW_NAMES[turn['role']]}: {turn['content']}" for turn in turns if turn["content"]]
-    return _bos_text(tokenizer) + "\n\n".join([*parts, _RAW_TAIL])
+    return _bos_text(tokenizer) + "\n\n".join([*parts, RAW_TAIL])
 
 
 def _bos_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -88,20 +94,22 @@ def _bos_text(tokenizer: PreTrainedTokenizerBase) -> str:
 def _render_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
     from jinja2 import TemplateError
 
-    def apply(messages: list[dict[str, str]]) -> str:
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return str(tokenizer.apply_chat_template(messages, **options))
+    system = turns[0]["content"].strip() if turns and turns[0]["role"] == "system" else ""
+    for messages in (turns, _fold_system(turns)):
+        try:
+            text = _apply_template(tokenizer, messages, add_generation_prompt=True)
+        except TemplateError as error:
+            why = f"the chat template refuses these turns: {error}"
+            continue
+        if system in text:
+            return text
+        why = "the chat template leaves the system message out"
+    raise ValueError(why)
 
-    try:
-        return apply(turns)
-    except TemplateError as error:
-        folded = _fold_system(turns)
-        if folded == turns:
-            raise ValueError(f"the chat template refuses these turns: {error}") from error
-    try:
-        return apply(folded)
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses these turns: {error}") from error
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
+    same: dict[str, Any] = {"tokenize": False, "enable_thinking": False, "strftime_now": PROMPT_DATE.strftime}
+    return str(tokenizer.apply_chat_template(turns, **same, **options))
 
 
 def _fold_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -120,14 +128,73 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int
 def tokenize_sample(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenizedSample:
     """Ids of a rendered prompt and of its answer, joined.
 
-    After a raw prompt (`... Assistant:`) the answer is set off by the space that the format puts there; that space
-    belongs to the answer's first token. An empty answer gives `response_len` 0: who averages over it must refuse it.
+    Where the format sets an answer off by a space (`opening_space`), that space belongs to the answer's first token. An
+    empty answer gives `response_len` 0: who averages over it must refuse it.
     """
-    prompt_ids = tokenize_prompt(tokenizer, prompt)
-    if answer and not answer[0].isspace() and prompt.endswith(_RAW_TAIL):
-        answer = " " + answer
-    answer_ids = tokenizer(answer, add_special_tokens=False).input_ids if answer else []
+    prompt_ids, answer_ids = tokenize_pieces(tokenizer, [prompt, opening_space(tokenizer, prompt, answer) + answer])
     return TokenizedSample((*prompt_ids, *answer_ids), len(prompt_ids))
+
+
+def opening_space(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
+    """A space where the prompt's format writes one before an answer that has none: the raw one (`... Assistant:`), and
+    templates such as Llama 2's. Otherwise nothing."""
+    if not answer or answer[0].isspace() or prompt[-1:].isspace():
+        return ""
+    tail = _spaced_tail(tokenizer)
+    return " " * (prompt.endswith(RAW_TAIL) or (tail is not None and prompt.endswith(tail)))
+
+
+def _spaced_tail(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How the template's prompts end, where it writes a space between them and the answer; None where it does not."""
+    from jinja2 import TemplateError
+
+    known = _tails.get(tokenizer)
+    if known is None or known[0] != tokenizer.chat_template:
+        tail = None
+        if tokenizer.chat_template:
+            turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+            try:
+                opened = _apply_template(tokenizer, turns[:1], add_generation_prompt=True)
+                if _apply_template(tokenizer, turns).startswith(opened + " ANSWER"):
+                    tail = opened.rpartition("QUESTION")[2]
+            except TemplateError:
+                pass  # it wants other turns; what it refuses is said where they are rendered
+        known = _tails[tokenizer] = (tokenizer.chat_template, tail)
+    return known[1]
+
+
+_tails: weakref.WeakKeyDictionary[Any, tuple[Any, str | None]] = weakref.WeakKeyDictionary()
+"""tokenizer -> its template, and `_spaced_tail` of it"""
+
+
+def tokenize_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str]) -> list[list[int]]:
+    """The ids of each of the texts, which follow one another.
+
+    A tokenizer that puts a space before every text it is given would put one before each piece: it is given all that
+    comes before, too. Where that changes the ids of what comes before (a merge across the boundary), the piece is read
+    alone.
+    """
+    if not puts_space(tokenizer):
+        return [tokenize_prompt(tokenizer, piece) for piece in pieces]
+    found: list[list[int]] = []
+    text, before = "", []
+    for piece in pieces:
+        text += piece
+        ids = tokenize_prompt(tokenizer, text)
+        found.append(ids[len(before) :] if ids[: len(before)] == before else tokenize_prompt(tokenizer, piece))
+        before = before + found[-1]
+    return found
+
+
+def puts_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer reads a text as if a space stood before it, as SentencePiece's often do."""
+    if tokenizer not in _puts_space:
+        first = tokenizer.convert_ids_to_tokens(tokenize_prompt(tokenizer, "a")[:1])
+        _puts_space[tokenizer] = bool(first) and str(first[0]).startswith("▁")
+    return _puts_space[tokenizer]
+
+
+_puts_space: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def tokenize_messages(
@@ -144,7 +211,7 @@ def tokenize_messages(
     if last is None:
         roles = ", ".join(str(message.get("role")) for message in messages) or "none"
         raise ValueError(f"no assistant turn to read (roles: {roles}); the last assistant turn is the response")
-    answer = _check_message(last, messages[last])["content"]
+    answer = check_message(last, messages[last])["content"]
     return tokenize_sample(tokenizer, render_prompt(tokenizer, messages[:last], fmt), answer)
 
 
@@ -183,9 +250,9 @@ def tokenize_turns(
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} does not say which characters a token covers")
     text, places = _content_places(tokenizer, messages, fmt)
     edges = {0, places[-1][1]}
-    for message, (start, end) in zip(messages, places, strict=True):
+    for message, (start, end) in zip(messages, () if puts_space(tokenizer) else places, strict=False):
         if message["role"] == "assistant" and end > start:
-            edges |= {start - text[:start].endswith(_RAW_TAIL + " "), end}
+            edges |= {start - text[:start].endswith(RAW_TAIL + " "), end}
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []  # of the token's characters in the text
     for begin, end in itertools.pairwise(sorted(edges)):
@@ -244,84 +311,3 @@ def pad_batch(
         input_ids[row, span] = torch.tensor(sequence, dtype=torch.long)
         attention_mask[row, span] = 1
     return input_ids, attention_mask
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """A conversation to learn: `trained[t]` says whether predicting `ids[t]` counts in the loss."""
-
-    ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-
-    def cut(self, length: int) -> TrainingSample:
-        """Its first `length` tokens."""
-        return TrainingSample(self.ids[:length], self.trained[:length])
-
-
-def tokenize_conversation(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    fmt: PromptFormat = "auto",
-    *,
-    responses_only: bool = True,
-) -> list[TrainingSample]:
-    """A conversation as training samples in which the assistant's tokens, end of turn included, count.
-
-    Ids are those that the model sees when it answers: each answer is joined to the prompt that asks for it. A
-    conversation is one sample; where the template writes earlier turns otherwise than the last one (it drops old
-    thoughts), it is one sample a turn of the assistant.
-
-    Args:
-        responses_only: count the assistant's tokens alone; otherwise every token but the first.
-
-    Raises:
-        ValueError: there is no assistant turn, an answer is empty, or a message is malformed.
-    """
-    turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-    if not turns:
-        roles = ", ".join(str(message.get("role")) for message in messages) or "none"
-        raise ValueError(f"no assistant turn to learn from (roles: {roles})")
-    prompts = [render_prompt(tokenizer, messages[:i], fmt) for i in turns]
-    answers = [_answer_text(tokenizer, prompts[k], messages[i], i) for k, i in enumerate(turns)]
-    samples: list[TrainingSample] = []
-    pieces: list[tuple[list[int], bool]] = []
-    written = ""
-    for prompt, (answer, end) in zip(prompts, answers, strict=True):
-        if written and not prompt.startswith(written):
-            samples.append(_sample_of(pieces, responses_only))
-            pieces, written = [], ""
-        pieces.append((tokenize_prompt(tokenizer, prompt[len(written) :]), False))
-        pieces += [(tokenize_prompt(tokenizer, answer), True), (tokenize_prompt(tokenizer, end), True)]
-        written = prompt + answer + end
-    return [*samples, _sample_of(pieces, responses_only)]
-
-
-def _sample_of(pieces: Sequence[tuple[list[int], bool]], responses_only: bool) -> TrainingSample:
-    ids = [token for piece, _ in pieces for token in piece]
-    trained = [spoken or not responses_only for piece, spoken in pieces for _ in piece]
-    return TrainingSample(tuple(ids), (False, *trained[1:]))
-
-
-def _answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, message: Message, index: int) -> tuple[str, str]:
-    """An assistant's turn as the model writes it after `prompt`, and what ends the turn."""
-    content = _check_message(index, message)["content"]
-    if not content.strip():
-        raise ValueError(f"message {index + 1} (assistant) is empty; there is nothing to learn from it")
-    if prompt.endswith(_RAW_TAIL):
-        return (content if content[0].isspace() else " " + content), str(tokenizer.eos_token or "")
-    return content, _turn_end(tokenizer)
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after an assistant's content, up to its first special token; else the end token.
-
-    The template may go on after that (a line break): nobody has to learn to write it.
-    """
-    probe = "ANSWER"
-    turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": probe}]
-    tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(probe)[2]
-    specials = sorted((tail.find(text), text) for text in tokenizer.all_special_tokens if text in tail)
-    if not specials:
-        return str(tokenizer.eos_token or "")
-    place, text = specials[0]
-    return tail[: place + len(text)]

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from persona_vectors.tokens import TrainingSample, pad_batch
+from persona_vectors.tokens import pad_batch
+from persona_vectors.training_tokens import TrainingSample
 
 Mode = Literal["in_order", "by_length", "packed"]
 MicroBatch = list[int]  # numbers of samples

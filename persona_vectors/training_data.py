@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from persona_vectors.files import read_jsonl
-from persona_vectors.tokens import TrainingSample, tokenize_conversation
+from persona_vectors.training_tokens import TrainingSample, tokenize_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from persona_vectors.tokens import (
     TokenizedSample,
+    opening_space,
     pad_batch,
     render_prompt,
     tokenize_messages,
     tokenize_prompt,
     tokenize_sample,
+    tokenize_turns,
 )
+from persona_vectors.training_tokens import tokenize_conversation
 from tests.tiny_models import CHATML, word_tokenizer
 
 USER = {"role": "user", "content": "tell me about the moon"}
@@ -79,6 +85,87 @@ def test_a_template_that_refuses_the_system_role_gets_it_in_the_first_user_turn(
     assert text == "<bos>user: you are kind\n\ntell me about the moon\nassistant: "
     with pytest.raises(ValueError, match="System role not supported"):
         render_prompt(tokenizer, [SYSTEM])
+
+
+FORGETS_SYSTEM = (
+    "{% for m in messages if m['role'] != 'system' %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_that_leaves_the_system_role_out_gets_it_in_the_first_user_turn():
+    tokenizer = word_tokenizer(chat_template=FORGETS_SYSTEM)
+    assert render_prompt(tokenizer, [SYSTEM, USER]) == "user: you are kind\n\ntell me about the moon\nassistant: "
+    assert render_prompt(tokenizer, [{"role": "system", "content": ""}, USER]).startswith("user: tell")
+    with pytest.raises(ValueError, match="the chat template leaves the system message out"):
+        render_prompt(tokenizer, [SYSTEM, ANSWER, USER])
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day():
+    tokenizer = word_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}")
+    assert render_prompt(tokenizer, [USER]) == "26 Jul 2024 tell me about the moon"
+
+
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
+
+
+def spaced_tokenizer(template: str | None, prepend_scheme: str = "always") -> PreTrainedTokenizerFast:
+    """A character tokenizer that puts a space before every text, as Llama 2's, or at its start alone, as Mistral's."""
+    specials = ["<unk>", "<s>", "</s>"]
+    letters = dict.fromkeys("▁\n" + string.printable.strip())
+    backend = Tokenizer(BPE({token: i for i, token in enumerate([*specials, *letters])}, [], unk_token="<unk>"))
+    backend.pre_tokenizer = Metaspace(prepend_scheme=prepend_scheme)
+    backend.decoder = MetaspaceDecoder(prepend_scheme=prepend_scheme)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+@pytest.mark.parametrize(
+    ("template", "begins"), [(ZEPHYR, ["8", "7"]), (LLAMA_2, ["▁", "8", "7"]), (None, ["▁", "8", "7"])]
+)
+def test_an_answer_is_read_behind_its_prompt_by_a_tokenizer_that_puts_a_space_before_every_text(
+    template, begins, scheme
+):
+    """As the model was trained to write it: in the template's own text of the whole conversation."""
+    tokenizer = spaced_tokenizer(template, scheme)
+    prompt = render_prompt(tokenizer, [USER])
+    sample = tokenize_sample(tokenizer, prompt, "87")
+    assert tokenizer.convert_ids_to_tokens(sample.ids[sample.prompt_len :]) == begins
+    assert list(sample.ids[: sample.prompt_len]) == tokenize_prompt(tokenizer, prompt)
+    answered = {"role": "assistant", "content": "87"}
+    if template is not None:
+        whole = tokenizer.apply_chat_template([USER, answered], tokenize=False)
+        ids = tokenize_prompt(tokenizer, whole)
+        assert ids[: len(sample.ids)] == list(sample.ids)
+        [learned] = tokenize_conversation(tokenizer, [USER, answered, USER, answered])
+        again = tokenizer.apply_chat_template([USER, answered] * 2, tokenize=False)
+        assert tokenize_prompt(tokenizer, again)[: len(learned.ids)] == list(learned.ids)
+        spoken = [i for i, t in zip(learned.ids, learned.trained, strict=True) if t]
+        end = [*(["▁"] if template == LLAMA_2 else []), "</s>"]
+        assert tokenizer.convert_ids_to_tokens(spoken) == [*begins, *end] * 2
+    ids, turns = tokenize_turns(tokenizer, [USER, answered])
+    assert ids == sample.ids and turns[1].pieces == ("8", "7")  # the space alone is no part of the content
+    assert ids[turns[1].start : turns[1].end] == sample.ids[-2:]
+
+
+def test_the_space_of_a_template_is_put_once_and_for_no_other_prompt():
+    tokenizer = word_tokenizer(chat_template=LLAMA_2)
+    prompt = render_prompt(tokenizer, [USER])
+    spaces = [opening_space(tokenizer, *pair) for pair in ((prompt, "no"), (prompt, " no"), (prompt, ""), ("no", "no"))]
+    assert spaces == [" ", "", "", ""]
+    tokenizer.chat_template = CHATML
+    assert opening_space(tokenizer, prompt, "no") == ""
 
 
 def test_ids_are_joined_never_re_tokenised():

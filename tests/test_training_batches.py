@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_vectors.tokens import TrainingSample
 from persona_vectors.training_batches import packed_batch, padded_batch, plan_run
+from persona_vectors.training_tokens import TrainingSample
 
 MODES = ("in_order", "by_length", "packed")
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=60)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_vectors.models import load_tokenizer
-from persona_vectors.tokens import render_prompt, tokenize_conversation, tokenize_prompt, tokenize_sample
+from persona_vectors.tokens import render_prompt, tokenize_prompt, tokenize_sample
 from persona_vectors.training_data import (
     read_conversations,
     read_preferences,
@@ -17,6 +17,7 @@ from persona_vectors.training_data import (
     tokenize_conversations,
     with_system_prompt,
 )
+from persona_vectors.training_tokens import tokenize_conversation
 from tests.tiny_models import word_tokenizer
 
 TWO_TURNS = [
