@@ -10,6 +10,7 @@ that the weights need not learn it; the vector is gone afterwards (arXiv 2507.21
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,6 +186,7 @@ def _fit(
     trainer: Any, config: TrainingConfig, checkpoint: str | None, has_held_out: bool, is_main: bool
 ) -> dict[str, float | None] | None:
     """Trains; the held-out loss before the first step (of an interrupted run, as it noted it) and after the last."""
+    from persona_vectors.trainer import AtTheEnd
     from persona_vectors.training_run import first_loss, remember_first_loss
 
     folder = Path(config.output_dir)
@@ -193,7 +195,8 @@ def _fit(
         first = trainer.evaluate()["eval_loss"]
         if is_main:
             remember_first_loss(folder, first)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with suppress(AtTheEnd):
+        trainer.train(resume_from_checkpoint=checkpoint)
     if not has_held_out:
         return None
     last = trainer.evaluate()["eval_loss"]

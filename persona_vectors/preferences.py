@@ -14,7 +14,8 @@ def make_preference_trainer(
 ) -> Any:
     """A trainer of `config.loss` on rows of prompt, chosen and rejected, ready to train.
 
-    DPO compares with the model as it was: the adapter switched off, or, in full finetuning, a frozen copy.
+    DPO compares with the model as it was: the adapter switched off (it begins at 0, so that is the model), or, in full
+    finetuning, a frozen copy.
     """
     import datasets
     from transformers.trainer_callback import PrinterCallback
@@ -50,4 +51,8 @@ def make_preference_trainer(
 
         trainer = ORPOTrainer(args=ORPOConfig(**arguments), **options)
     trainer.remove_callback(PrinterCallback)
+    if config.is_peft and "ref" in model.peft_config:
+        # trl's copy of the fresh adapter is the model itself; with a second adapter, transformers would read from a
+        # checkpoint that one alone
+        model.delete_adapter("ref")
     return trainer

@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
 from persona_vectors.blocks import device_of, read_blocks
-from persona_vectors.tokens import TrainingSample
 from persona_vectors.training_batches import ROW_TOKENS, MicroBatch, Plan, packed_batch, padded_batch
 from persona_vectors.training_receipt import Expected, check_step, check_untouched, read_around
+from persona_vectors.training_tokens import TrainingSample
 from persona_vectors.training_weights_receipt import check_modules, check_modules_untouched, read_modules
 from persona_vectors.weight_direction import WeightDirection
 
@@ -71,11 +71,13 @@ class PersonaTrainer(SFTTrainer):
         self.receipt: dict[str, Any] | None = None
         self._on_receipt = on_receipt
         self.penalty_sums = [0.0, 0]
+        not_read = datasets.Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})  # the plan and held_out are
         super().__init__(
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=datasets.Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # the plan is what is read
+            train_dataset=not_read,
+            eval_dataset=not_read if held_out else None,
             data_collator=self._collate,
             **more,
         )
@@ -259,13 +261,24 @@ def _by_tokens(samples: Sequence[TrainingSample], budget: int) -> list[list[Trai
     return batches
 
 
+class AtTheEnd(Exception):
+    """The checkpoint that a run goes on from is of its last step: it is read, and nothing is left to train."""
+
+
 class Progress(TrainerCallback):
-    """A progress bar with the latest loss, on the main process; and the end of a run whose loss is no number."""
+    """A progress bar with the latest loss, on the main process; and the end of a run whose loss is no number.
+
+    Raises:
+        AtTheEnd: no step is left. Left alone, the loop would train one more where an epoch is not over.
+        ValueError: the run has diverged.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise AtTheEnd
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 

@@ -223,16 +223,26 @@ class TrainingConfig(BaseModel):
             sft_only["optim adam"] = self.optim == "adam"
             if wrong := [name for name, given in sft_only.items() if given]:
                 raise ValueError(f"{wrong[0]} is for loss sft; got {self.loss}")
-        if self.steering is not None and self.steering.type == "penalty" and not self.is_peft:
+        if self.loss == "dpo" and self.lora_bias != "none":
+            raise ValueError("loss dpo compares with the base model, whose biases lora_bias all would train; give none")
+        penalised = self.steering is not None and self.steering.type == "penalty"
+        if penalised and not self.is_peft:
             raise ValueError("steering type penalty compares with the base model, so it needs is_peft: true")
         if self.load_in_4bit and not self.is_peft:
             raise ValueError("load_in_4bit trains an adapter on a quantised model, so it needs is_peft: true")
         if self.bias_only and (not self.is_peft or self.save_merged or self.backend == "unsloth"):
             raise ValueError("bias_only needs is_peft true, save_merged false and backend transformers")
+        if self.bias_only and (self.loss == "dpo" or penalised):
+            raise ValueError(
+                f"bias_only is not for {'steering type penalty' if penalised else 'loss dpo'}: it compares with the "
+                "model without its adapter, and PEFT trains all of an adapter that is switched off and on"
+            )
         if self.save_merged and not self.is_peft:
             raise ValueError("save_merged is for adapters; with is_peft false the model is whole already")
         if self.test_file is not None and self.no_test_split:
             raise ValueError("test_file and no_test_split are both given; leave one out")
+        if self.eval_steps is not None and self.no_test_split:
+            raise ValueError("eval_steps reads held-out rows, and no_test_split leaves none; leave one out")
         if self.push_to_hub and "/" not in (self.finetuned_model_id or ""):
             raise ValueError(f"push_to_hub needs finetuned_model_id as org/name; got {self.finetuned_model_id!r}")
         return self

@@ -15,6 +15,8 @@ from persona_vectors.models import fingerprint
 from persona_vectors.training_config import TrainingConfig
 
 RECORD = "training.json"
+HALF = ".half"
+"""Folder of an output_dir in which what is being saved stands until it is whole."""
 FIRST_LOSS = "held_out_loss_before"
 WITHOUT_EFFECT = ("output_dir", "logging_steps", "save_steps", "eval_steps", "save_merged", "finetuned_model_id")
 WITHOUT_EFFECT += ("push_to_hub", "merge_before_push", "push_to_private")
@@ -56,7 +58,8 @@ def run_state(config: TrainingConfig, key: dict[str, Any], overwrite: bool) -> R
     """What the output folder holds of the run.
 
     Raises:
-        ValueError: it holds another run, or a model of unknown origin, and is not to be overwritten.
+        ValueError: it holds another run, a model of unknown origin, or a checkpoint that cannot be gone on from, and is
+            not to be overwritten.
     """
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -76,7 +79,13 @@ def run_state(config: TrainingConfig, key: dict[str, Any], overwrite: bool) -> R
         )
     if content.get("state") == "finished":
         return RunState("finished")
-    return RunState("interrupted", latest_checkpoint(folder))
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None and (checkpoint / "ref").is_dir():  # which is what would be read, for the trained one
+        raise ValueError(
+            f"{checkpoint} holds a second adapter, ref, as an earlier version wrote it, whose runs lost what they had "
+            "learned when they went on; --overwrite trains again, or give another output_dir"
+        )
+    return RunState("interrupted", checkpoint)
 
 
 def key_hash(key: dict[str, Any]) -> str:
@@ -121,7 +130,8 @@ def begin(config: TrainingConfig, key: dict[str, Any], state: RunState) -> None:
     if state.status == "new":
         for name in (*_WEIGHTS, "adapter_config.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "merged", ignore_errors=True)
+        for name in ("merged", "ref", HALF):
+            shutil.rmtree(folder / name, ignore_errors=True)
     first = first_loss(folder) if state.checkpoint else None
     record = {"state": "started", **_heading(config, key), **provenance()}
     write_json_atomic(folder / RECORD, record | ({FIRST_LOSS: first} if first is not None else {}))
@@ -151,9 +161,11 @@ def _heading(config: TrainingConfig, key: dict[str, Any]) -> dict[str, Any]:
 
 
 def move_in(half: Path, folder: Path) -> None:
-    """The files of `half` in `folder`, those by which a model is recognised last; `half` is gone."""
+    """The files and folders of `half` in `folder`, those by which a model is recognised last; `half` is gone."""
     last = ("adapter_config.json", "config.json")
     for path in sorted(half.iterdir(), key=lambda path: path.name in last):
+        if path.is_dir():  # which takes the place of no folder that has files
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         os.replace(path, folder / path.name)
     half.rmdir()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_vectors.training_config import TrainingConfig
-from persona_vectors.training_run import move_in, wait_for_all
+from persona_vectors.training_run import HALF, move_in, wait_for_all
 
 
 def save(trainer: Any, config: TrainingConfig) -> None:
     """The adapter or model, with its tokenizer, in output_dir: whole or not at all."""
     folder = Path(config.output_dir)
-    half = folder / ".half"
+    half = folder / HALF
     if trainer.is_world_process_zero():
         shutil.rmtree(half, ignore_errors=True)
     wait_for_all()

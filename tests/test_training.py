@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from activation_steer import ActivationSteerer
 from persona_vectors import cli
 from persona_vectors.blocks import decoder_blocks, hidden_of, read_blocks, with_hidden
 from persona_vectors.models import load_model
-from persona_vectors.tokens import TrainingSample
-from persona_vectors.trainer import check_packing
+from persona_vectors.trainer import Progress, check_packing
 from persona_vectors.training_batches import packed_batch, padded_batch, plan_run
 from persona_vectors.training_config import TrainingConfig
 from persona_vectors.training_model import load_for_training
+from persona_vectors.training_run import move_in
+from persona_vectors.training_tokens import TrainingSample
 from persona_vectors.training_vectors import vectors_for
 from tests.conftest import ROOT
 from tests.tiny_models import ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, word_tokenizer
@@ -337,11 +339,16 @@ def test_the_merged_model_answers_as_the_adapter_does(run, folder, tmp_path):
     assert not torch.allclose(logits["a"], logits["b"], atol=1e-2)
 
 
+def preferences(place: Path, loss: str) -> dict:
+    """Settings of a run on preferences, whose rows are written to `place`."""
+    rows = [{"prompt": f"tell me about the {w}", "chosen": "happy cat", "rejected": "sad dog"} for w in WORDS]
+    (place / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"loss": loss, "training_file": str(place / "p.jsonl"), "learning_rate": 0.02}
+
+
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
 def test_preferences_are_learned(loss, folder, tmp_path):
-    rows = [{"prompt": f"tell me about the {w}", "chosen": "happy cat", "rejected": "sad dog"} for w in WORDS]
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    more = {"loss": loss, "training_file": str(tmp_path / "p.jsonl"), "max_steps": 12, "learning_rate": 0.02}
+    more = preferences(tmp_path, loss) | {"max_steps": 12}
     training.train(config_of(folder, tmp_path / loss, **more))
     record = json.loads((tmp_path / loss / "training.json").read_text())
     first, last = record["held_out_loss"]["first"], record["held_out_loss"]["last"]
@@ -406,6 +413,81 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     assert len(losses(record)) == 30 and record["state"] == "finished"
     whole = json.loads((tmp_path / "whole" / "training.json").read_text())
     assert record["held_out_loss"] == whole["held_out_loss"]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(*_args, **_kwargs):
+    raise Stop
+
+
+@pytest.mark.parametrize("after", ["step 4", "the last step"])
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [
+        *[(loss, {}) for loss in ("sft", "dpo", "orpo")],
+        *[("sft", {"bias_only": True}), ("orpo", {"bias_only": True}), ("dpo", {"is_peft": False})],
+    ],
+    ids=str,
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(loss, more, after, folder, tmp_path, monkeypatch):
+    more = {**more, "max_steps": 6, "save_steps": 2, "gradient_accumulation_steps": 1, "lora_dropout": 0.2}
+    more = (preferences(tmp_path, loss) if loss != "sft" else {}) | more
+    training.train(config_of(folder, tmp_path / "whole", **more))
+    cut = config_of(folder, tmp_path / "cut", **more)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        if after == "the last step":
+            patch.setattr("persona_vectors.training_save.save", stop)
+        else:
+            patch.setattr(
+                Progress, "on_step_end", lambda _, _args, state, *_a, **_k: stop() if state.global_step == 5 else None
+            )
+        training.train(cut)
+    training.train(cut)
+    name = "model.safetensors" if more.get("is_peft") is False else "adapter_model.safetensors"
+    whole, resumed = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+    assert same(whole, resumed)
+    assert more.get("is_peft") is False or max(t.abs().max() for n, t in whole.items() if "lora_B" in n) > 1e-3
+    if more.get("bias_only"):
+        assert not any(tensor.any() for name, tensor in whole.items() if name.endswith("lora_B.weight"))
+    records = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("whole", "cut")]
+    assert len(losses(records[0])) == 6 and losses(records[0]) == losses(records[1])
+    assert records[0]["held_out_loss"] == records[1]["held_out_loss"] and records[0]["steps"] == records[1]["steps"]
+    assert not list(tmp_path.glob("*/**/ref"))
+
+
+def test_what_an_earlier_version_left_of_a_dpo_run_is_not_gone_on_from_and_gives_way(folder, tmp_path, monkeypatch):
+    config = config_of(folder, tmp_path / "out", **preferences(tmp_path, "dpo"))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("persona_vectors.training_save.save", stop)
+        training.train(config)
+    adapter = tmp_path / "out" / "checkpoint-3"
+    for place in (adapter / "ref", tmp_path / "out" / "ref", tmp_path / "out" / ".half" / "ref"):
+        shutil.copytree(adapter, place)
+    with pytest.raises(ValueError, match=r"checkpoint-3 holds a second adapter, ref, .*; --overwrite trains again"):
+        training.train(config)
+    training.train(config, overwrite=True)
+    assert not list((tmp_path / "out").glob("**/ref")) and (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_what_is_moved_in_takes_the_place_of_files_and_folders(tmp_path):
+    for place, text in (("out", "old"), ("out/.half", "new")):
+        (tmp_path / place / "ref").mkdir(parents=True)
+        (tmp_path / place / "ref" / "w").write_text(text)
+        (tmp_path / place / "config.json").write_text(text)
+    move_in(tmp_path / "out" / ".half", tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_text() for name in ("ref/w", "config.json")] == ["new", "new"]
+    assert not (tmp_path / "out" / ".half").exists()
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_the_held_out_loss_is_read_every_so_many_steps_and_changes_nothing(run, tmp_path, loss):
+    more = (preferences(tmp_path, loss) if loss != "sft" else {}) | {"lora_dropout": 0.2}
+    weights, record = run("with", eval_steps=1, **more)
+    assert [entry["step"] for entry in record["log"] if "eval_loss" in entry] == [1, 2, 3, 3]
+    assert same(weights, run("without", **more)[0])
 
 
 def test_a_finished_run_is_left_alone_and_another_run_is_not_mixed_with_it(run, folder, tmp_path, capsys):

@@ -100,6 +100,13 @@ BAD = {
     "merged": ({"save_merged": True, "is_peft": False}, "save_merged is for adapters"),
     "4bit": ({"load_in_4bit": True, "is_peft": False}, "load_in_4bit trains an adapter"),
     "dpo packing": ({"loss": "dpo", "packing": True}, "packing is for loss sft; got dpo"),
+    "dpo biases": ({"loss": "dpo", "lora_bias": "all"}, "whose biases lora_bias all would train"),
+    "dpo bias alone": ({"loss": "dpo", "bias_only": True}, "bias_only is not for loss dpo"),
+    "penalised bias": (
+        {"steering_config": BLOCK | {"type": "penalty"}, "enable_steering_during_training": True, "bias_only": True},
+        "bias_only is not for steering type penalty",
+    ),
+    "nothing held out": ({"eval_steps": 5, "no_test_split": True}, "eval_steps reads held-out rows"),
     "two tests": ({"test_file": "t.jsonl", "no_test_split": True}, "leave one out"),
     "push": ({"push_to_hub": True}, "finetuned_model_id as org/name; got None"),
     "not JSON": ("{", "is not JSON"),
