@@ -129,13 +129,17 @@ def _read(
 
     Beside it the model's number type, and how many answers came from where.
     """
+    from persona_vectors.activations import SPANS, check_samples
     from persona_vectors.captured_means import CapturedMeans, captured_or_read, reader_of
-    from persona_vectors.models import load_model, load_tokenizer
+    from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model
     from persona_vectors.vectors import pair_samples, reduce_pairs
 
     name, dtype, device_map = (arguments[key] for key in ("model_name", "dtype", "device_map"))
     reader = reader_of(name, dtype, device_map)
     samples = pair_samples(load_tokenizer(name), pairs)
+    names = [f"{arguments[f'{side}_path']}, data row {row}" for side in ("pos", "neg") for row in pairs[f"{side}_row"]]
+    context = getattr(load_config(name), "max_position_embeddings", None)
+    check_samples(samples, SPANS, context, resolve_model(name).label, names)
     captured = CapturedMeans((arguments["pos_path"], arguments["neg_path"]), reader, shape)
     n_captured = len(captured.find(samples))
     for line in captured.said(n_captured, len(samples)):
@@ -146,7 +150,7 @@ def _read(
         loaded.append(load_model(name, dtype=dtype, device_map=device_map)[0])
         return loaded[0]
 
-    batches = captured_or_read(captured, load, samples, progress=True)
+    batches = captured_or_read(captured, load, samples, progress=True, names=names)
     extraction = reduce_pairs(batches, len(pairs), shape, keep)
     computed = str(loaded[0].dtype).removeprefix("torch.") if loaded else reader and reader.dtype
     return extraction, {"dtype": computed, "n_captured": n_captured, "n_read": len(samples) - n_captured}

@@ -17,6 +17,7 @@ from persona_vectors import cli
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from eval.projected_files import Origin
     from persona_vectors.captured_means import CapturedMeans
     from persona_vectors.tokens import TokenizedSample
 
@@ -29,6 +30,7 @@ class Column:
 
     name: str
     kind: str
+    vector_path: str
     vectors: Tensor  # (n_layers + 1, d_model)
     layer: int
 
@@ -60,8 +62,8 @@ def main(
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
         device_map: auto, cpu, or a device such as cuda:0.
     """
+    from eval.projected_files import add_columns, read_rows
     from persona_vectors.captured_means import CapturedMeans, reader_of
-    from persona_vectors.files import append_to_sidecar
     from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model, unfinished_note
 
     label = resolve_model(model_name).label
@@ -69,59 +71,50 @@ def main(
         print(f"note: {note}", flush=True)
     rows = read_rows(file_path)
     columns = plan_columns(label, vector_path_list, layer_list, projection_type)
-    done = [] if overwrite else [column.name for column in columns if column.name in columns_of(rows)]
-    columns = [column for column in columns if column.name not in done]
-    if done:
-        print(f"kept {len(done)} columns that were there already (--overwrite computes them anew): {', '.join(done)}")
+    config = load_config(model_name)
+    reader = reader_of(model_name, dtype, device_map)
+    origins = _origins(columns, model_name, dtype if reader is None else reader.dtype)
+    if not overwrite:
+        columns = _missing(file_path, rows, columns, origins)
     if not columns:
         return
-    config = load_config(model_name)
     _check_fit(columns, label, config.num_hidden_layers, config.hidden_size)
     samples = tokenize_rows(load_tokenizer(model_name), rows, file_path)
+    _check_lengths(samples, columns, config, label, file_path)
 
-    reader = reader_of(model_name, dtype, device_map)
     captured = CapturedMeans([file_path], reader, (config.num_hidden_layers + 1, config.hidden_size))
     load = functools.cache(lambda: load_model(model_name, dtype=dtype, device_map=device_map)[0])
-    values = project_samples(captured, load, samples, columns)
-    write_rows(file_path, rows, values)
-    append_to_sidecar(file_path, "projections", _record(model_name, dtype, vector_path_list, columns))
+    values = project_samples(captured, load, samples, columns, [_place(file_path, row) for row in range(len(rows))])
+    add_columns(file_path, rows, values, origins, overwrite=overwrite)
     _report(file_path, values, len(rows))
 
 
-def read_rows(file_path: str) -> list[dict[str, Any]]:
-    """The file's rows; every cell of a CSV as the text it is, so that writing it back changes nothing.
+def _origins(columns: Sequence[Column], model_name: str, dtype: str) -> dict[str, Origin]:
+    """What each column is to be made by."""
+    from eval.projected_files import Origin
+    from persona_vectors.files import sha256_of_file
+    from persona_vectors.models import fingerprint
 
-    Raises:
-        ValueError: no such file, another kind of file, no rows, or a missing column, naming those it has.
-    """
-    import pandas as pd
-
-    from persona_vectors.files import read_jsonl
-
-    path = Path(file_path)
-    if path.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"file_path {file_path} ends in {path.suffix or 'nothing'}; expected .csv or .jsonl")
-    if not path.is_file():
-        raise ValueError(f"file_path {file_path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    if path.suffix == ".jsonl":
-        rows = read_jsonl(path)
-    else:
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file_path} is not a CSV table: {error}") from None
-        missing = [name for name in ("prompt", "answer") if name not in table.columns]
-        if missing:
-            raise ValueError(f"{file_path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-        rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
-    if not rows:
-        raise ValueError(f"{file_path} has no rows")
-    return rows
+    model = fingerprint(model_name)
+    hashes = {path: sha256_of_file(path) for path in {column.vector_path for column in columns}}
+    return {
+        column.name: Origin(column.vector_path, hashes[column.vector_path], model_name, model, dtype)
+        for column in columns
+    }
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The columns that every row has."""
-    return set.intersection(*(set(row) for row in rows))
+def _missing(
+    file_path: str, rows: Sequence[dict[str, Any]], columns: Sequence[Column], origins: Mapping[str, Origin]
+) -> list[Column]:
+    """The columns that the file lacks; says which are kept, and of which of them nothing is known."""
+    from eval.projected_files import kept_columns
+
+    kept = kept_columns(file_path, rows, origins)
+    if kept:
+        print(f"kept {len(kept)} columns that were there already (--overwrite computes them anew): {', '.join(kept)}")
+    if unknown := [name for name, is_recorded in kept.items() if not is_recorded]:
+        print(f"note: no record says which vector and model made {', '.join(unknown)}")
+    return [column for column in columns if column.name not in kept]
 
 
 def plan_columns(label: str, vector_paths: Sequence[str], layers: Sequence[int], kinds: Sequence[str]) -> list[Column]:
@@ -142,7 +135,7 @@ def plan_columns(label: str, vector_paths: Sequence[str], layers: Sequence[int],
             load_vector(path, layer)
             for kind in dict.fromkeys(kinds):
                 name = f"{label}_{path.stem}_{kind}_layer{layer}"
-                columns[name] = Column(name, kind, vectors, layer)
+                columns[name] = Column(name, kind, str(path), vectors, layer)
     return list(columns.values())
 
 
@@ -165,7 +158,7 @@ def tokenize_rows(tokenizer: Any, rows: Sequence[Mapping[str, Any]], file_path: 
 
     is_jsonl = Path(file_path).suffix == ".jsonl"
     samples = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows):
         try:
             if is_jsonl:
                 sample = tokenize_messages(tokenizer, _messages(row))
@@ -174,9 +167,14 @@ def tokenize_rows(tokenizer: Any, rows: Sequence[Mapping[str, Any]], file_path: 
             if sample.prompt_len == 0:
                 raise ValueError("the prompt is empty")
         except ValueError as error:
-            raise ValueError(f"{file_path}, row {number}: {error}") from None
+            raise ValueError(f"{_place(file_path, number)}: {error}") from None
         samples.append(sample)
     return samples
+
+
+def _place(file_path: str, row: int) -> str:
+    """What errors call a row, counted from 1."""
+    return f"{file_path}, row {row + 1}"
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,12 +184,29 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
+def _check_lengths(
+    samples: Sequence[TokenizedSample], columns: Sequence[Column], config: Any, label: str, file_path: str
+) -> None:
+    """Refuses rows that are to be read and do not fit the model's context, before it is loaded."""
+    from persona_vectors.activations import check_samples
+
+    context = getattr(config, "max_position_embeddings", None)
+    for wanted, rows in _jobs(samples, columns):
+        names = [_place(file_path, row) for row in rows]
+        check_samples([samples[row] for row in rows], wanted, context, label, names)
+
+
 def project_samples(
-    captured: CapturedMeans, load: Callable[[], Any], samples: Sequence[TokenizedSample], columns: Sequence[Column]
+    captured: CapturedMeans,
+    load: Callable[[], Any],
+    samples: Sequence[TokenizedSample],
+    columns: Sequence[Column],
+    names: Sequence[str],
 ) -> dict[str, list[float | None]]:
     """Column name -> one value a sample; None where a response has no tokens, or a cosine does not exist.
 
-    What was captured is taken from there; if anything else is needed, the model is loaded, and reads the rest.
+    What was captured is taken from there; if anything else is needed, the model is loaded, and reads the rest. Errors
+    call the samples by `names`.
     """
     import math
 
@@ -201,12 +216,13 @@ def project_samples(
     values: dict[str, list[float | None]] = {column.name: [None] * len(samples) for column in columns}
     spans = {column.name: PROJECTION_TYPES[column.kind][0] for column in columns}
     layers = sorted({column.layer for column in columns})
-    jobs = [(wanted, rows, [samples[row] for row in rows]) for wanted, rows in _jobs(samples, set(spans.values()))]
+    jobs = [(wanted, rows, [samples[row] for row in rows]) for wanted, rows in _jobs(samples, columns)]
     n_found = sum(len(captured.find(chosen, wanted)) for wanted, _rows, chosen in jobs)
     for line in captured.said(n_found, len(samples)):
         print(line)
     for wanted, rows, chosen in jobs:
-        batches = captured_or_read(captured, load, chosen, layers, wanted, progress=True)
+        own = [names[row] for row in rows]
+        batches = captured_or_read(captured, load, chosen, layers, wanted, progress=True, names=own)
         for positions, means in batches:
             for column in columns:
                 if spans[column.name] not in wanted:
@@ -218,44 +234,17 @@ def project_samples(
     return values
 
 
-def _jobs(samples: Sequence[TokenizedSample], spans: set[str]) -> list[tuple[list[str], list[int]]]:
+def _jobs(samples: Sequence[TokenizedSample], columns: Sequence[Column]) -> list[tuple[list[str], list[int]]]:
     """(spans, rows) to read: all spans of the answered rows, and the prompt's of the rows with an empty answer."""
+    from persona_vectors.projection import PROJECTION_TYPES
+
+    spans = {PROJECTION_TYPES[column.kind][0] for column in columns}
     answered = [row for row, sample in enumerate(samples) if sample.response_len > 0]
     empty = [row for row, sample in enumerate(samples) if sample.response_len == 0]
     jobs = [(sorted(spans), answered), (sorted(spans - {"response_avg"}), empty)]
     if "response_avg" not in spans:
         jobs = [(sorted(spans), list(range(len(samples))))]
     return [(wanted, rows) for wanted, rows in jobs if wanted and rows]
-
-
-def write_rows(file_path: str, rows: Sequence[Mapping[str, Any]], values: Mapping[str, Sequence[float | None]]) -> None:
-    """The file again with the new columns, in one step: an interrupted run leaves it as it was."""
-    import pandas as pd
-
-    from persona_vectors.files import write_csv_atomic, write_jsonl_atomic
-
-    if Path(file_path).suffix == ".jsonl":
-        added = [{name: column[i] for name, column in values.items()} for i in range(len(rows))]
-        write_jsonl_atomic(file_path, [{**row, **new} for row, new in zip(rows, added, strict=True)])
-        return
-    table = pd.DataFrame(list(rows))
-    for name, column in values.items():
-        table[name] = pd.Series(list(column), dtype="float64")
-    write_csv_atomic(table, file_path)
-
-
-def _record(model_name: str, dtype: str, vector_paths: Sequence[str], columns: Sequence[Column]) -> dict[str, Any]:
-    """What the sidecar says of the new columns: which model read the rows, and which vectors by their content."""
-    from persona_vectors.files import sha256_of_file
-    from persona_vectors.models import fingerprint
-
-    return {
-        "columns": [column.name for column in columns],
-        "model": model_name,
-        "model_fingerprint": fingerprint(model_name),
-        "dtype": dtype,
-        "vectors": {path: sha256_of_file(path) for path in vector_paths},
-    }
 
 
 def _report(file_path: str, values: Mapping[str, Sequence[float | None]], n: int) -> None:

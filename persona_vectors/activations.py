@@ -149,21 +149,23 @@ def iter_mean_activations(
     *,
     token_budget: int | None = None,
     progress: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[list[int], Means]]:
     """Batches of (row numbers, means of those rows), each row once, in the engine's own order.
 
-    The same numbers as `mean_activations`, for who reduces further and wants no more than one batch in memory.
+    The same numbers as `mean_activations`, for who reduces further and wants no more than one batch in memory. Errors
+    call the samples by `names`, where they are given.
     """
     wanted = _check_layers(model, layers)
     _check_spans(spans)
-    _check_samples(model, samples, spans)
+    check_samples(samples, spans, _context_of(model), model_label(model), names)
     on_cpu = device_of(model).type == "cpu"
     if token_budget is None:
         token_budget = _TOKENS_PER_PASS_CPU if on_cpu else _TOKENS_PER_PASS_CUDA
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; expected at least 1")
     limits = _Limits(token_budget, _PASS_COST_CPU if on_cpu else _PASS_COST_CUDA)
-    return _iterate(model, samples, wanted, tuple(spans), limits, progress)
+    return _iterate(model, samples, wanted, tuple(spans), limits, progress, names)
 
 
 def _iterate(
@@ -173,6 +175,7 @@ def _iterate(
     spans: tuple[str, ...],
     limits: _Limits,
     progress: bool,
+    names: Sequence[str] | None,
 ) -> Iterator[tuple[list[int], Means]]:
     rows_of: dict[TokenizedSample, list[int]] = {}
     for row, sample in enumerate(samples):
@@ -181,7 +184,7 @@ def _iterate(
         for batch, means in _passes(model, list(rows_of), layers, spans, limits):
             rows = [row for sample in batch for row in rows_of[sample]]
             index = torch.tensor([i for i, sample in enumerate(batch) for _ in rows_of[sample]])
-            check_finite(means[index], rows)
+            check_finite(means[index], rows, names)
             yield rows, {span: means[index, i] for i, span in enumerate(spans)}
             bar.update(len(rows))
 
@@ -283,33 +286,51 @@ def _check_spans(spans: Sequence[str]) -> None:
         raise ValueError(f"spans {list(spans)}: expected some of {', '.join(SPANS)}")
 
 
-def _check_samples(model: nn.Module, samples: Sequence[TokenizedSample], spans: Sequence[str]) -> None:
+def check_samples(
+    samples: Sequence[TokenizedSample],
+    spans: Sequence[str],
+    context: int | None,
+    label: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Returns if a model can read the samples over these spans; a ValueError says which it cannot, and why.
+
+    Args:
+        context: tokens that the model reads at most, None for no limit.
+        label: what the error calls the model.
+        names: what it calls the samples; "row 3", counted from 0, without.
+    """
     if "response_avg" in spans:
         empty = [row for row, sample in enumerate(samples) if sample.response_len < 1]
         if empty:
-            raise ValueError(f"the answer has no tokens in {_some(empty)}: leave such rows out")
+            raise ValueError(f"the answer has no tokens in {_some(empty, names)}: leave such rows out")
     empty = [row for row, sample in enumerate(samples) if sample.prompt_len < 1]
     if empty:
-        raise ValueError(f"the prompt has no tokens in {_some(empty)}; expected at least one")
+        raise ValueError(f"the prompt has no tokens in {_some(empty, names)}; expected at least one")
+    long = [row for row, sample in enumerate(samples) if context and len(sample.ids) > context]
+    if long:
+        raise ValueError(f"{_some(long, names)}: longer than the {context} tokens that {label} reads; shorten it")
+
+
+def _context_of(model: nn.Module) -> int | None:
     config: Any = getattr(unwrap(model), "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
-    long = [row for row, sample in enumerate(samples) if context and len(sample.ids) > context]
-    if long:
-        raise ValueError(f"{_some(long)}: longer than the {context} tokens that {model_label(model)} reads; shorten it")
+    return getattr(config, "max_position_embeddings", None)
 
 
-def check_finite(means: SpanMeans, rows: Sequence[int]) -> None:
+def check_finite(means: SpanMeans, rows: Sequence[int], names: Sequence[str] | None = None) -> None:
     """Refuses, with a ValueError that names their rows, means that are not finite."""
     finite = torch.isfinite(means).flatten(1).all(1)
     if not finite.all():
         broken = sorted(row for row, good in zip(rows, finite.tolist(), strict=True) if not good)
-        raise ValueError(f"activations are NaN or infinite in {_some(broken)}; use bfloat16 or float32, not float16")
+        where = _some(broken, names)
+        raise ValueError(f"activations are NaN or infinite in {where}; use bfloat16 or float32, not float16")
 
 
-def _some(rows: Sequence[int]) -> str:
-    """`row 3` or `rows 3, 7, 9 and 12 more`, counted from 0."""
-    shown = ", ".join(map(str, rows[:5]))
+def _some(rows: Sequence[int], names: Sequence[str] | None) -> str:
+    """`row 3` or `rows 3, 7, 9 and 12 more`, counted from 0; by name where they have names."""
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+    if names is not None:
+        return "; ".join(names[row] for row in rows[:5]) + more
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:5]))}{more}"

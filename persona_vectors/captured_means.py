@@ -189,8 +189,11 @@ class CapturedMeans:
         rows: Sequence[int],
         layers: Sequence[int] | None = None,
         spans: Sequence[str] = SPANS,
+        called: Sequence[str] | None = None,
     ) -> Iterator[tuple[list[int], Means]]:
         """The rows, which `find` has named, with their means: as `iter_mean_activations` gives them.
+
+        Errors call the samples as `called` has it, where that is given.
 
         Raises:
             ValueError: means that are not finite.
@@ -210,7 +213,7 @@ class CapturedMeans:
                     means[span] = torch.stack([answers[names[row][0]] for row in own])
                 else:
                     means[span] = torch.stack([prompts[names[row][-1]][_OF_PROMPT.index(span)] for row in own])
-            check_finite(torch.stack(list(means.values()), dim=1), own)
+            check_finite(torch.stack(list(means.values()), dim=1), own, called)
             yield own, means
 
     def _load(self, names: Iterable[str], layers: Sequence[int] | None) -> dict[str, Tensor]:
@@ -237,12 +240,17 @@ def captured_or_read(
     spans: Sequence[str] = SPANS,
     *,
     progress: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[list[int], Means]]:
-    """The batches of `iter_mean_activations`: what was captured, then what the model, loaded only then, has to read."""
+    """The batches of `iter_mean_activations`: what was captured, then what the model, loaded only then, has to read.
+
+    Errors call the samples by `names`, where they are given.
+    """
     found = captured.find(samples, spans)
-    yield from captured.batches(samples, found, layers, spans)
+    yield from captured.batches(samples, found, layers, spans, names)
     rest = sorted(set(range(len(samples))) - set(found))
     if rest:
         chosen = [samples[row] for row in rest]
-        for rows, means in iter_mean_activations(load(), chosen, layers, spans, progress=progress):
+        own = None if names is None else [names[row] for row in rest]
+        for rows, means in iter_mean_activations(load(), chosen, layers, spans, progress=progress, names=own):
             yield [rest[row] for row in rows], means

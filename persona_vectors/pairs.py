@@ -71,7 +71,7 @@ def effective_pairs(
 
     Returns:
         One row a pair, by question: question_index, instruction (-1 without), sample, question, and for each side
-        `<pos|neg>_prompt`, `_answer`, `_trait`, `_coherence`.
+        `<pos|neg>_prompt`, `_answer`, `_trait`, `_coherence`, and `_row`, its place in the table from 1.
 
     Raises:
         ValueError: a missing column, an id that does not parse or belongs to the other side, a pair that asks
@@ -185,6 +185,7 @@ def _side(table: pd.DataFrame, pole: str, trait: str) -> pd.DataFrame:
             "answer": table["answer"].fillna("").astype(str).to_numpy(),
             "trait": _numbers(table[trait]),
             "coherence": _numbers(table["coherence"]),
+            "row": range(1, len(ids) + 1),
         }
     )
 

@@ -195,6 +195,9 @@ def test_means_that_are_not_finite_are_refused(folder, tmp_path):
     write_means(means_folder(tmp_path / "a.csv"), own)
     with pytest.raises(ValueError, match="NaN or infinite in row 2"):
         read(CapturedMeans([tmp_path / "a.csv"], reader, SHAPE), unread, samples)
+    names = [f"row {row} of mine" for row in "abcdefgh"]
+    with pytest.raises(ValueError, match="NaN or infinite in row c of mine; use"):
+        list(captured_or_read(CapturedMeans([tmp_path / "a.csv"], reader, SHAPE), unread, samples, names=names))
 
 
 def test_an_empty_answer_has_no_mean_and_its_prompt_has(folder, tmp_path):

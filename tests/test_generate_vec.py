@@ -130,6 +130,42 @@ def test_the_contrast_is_asked_for_and_kept(arguments, tmp_path, capsys, monkeyp
     assert sidecar["contrast"] == "pos_neutral" and sidecar["sign"].endswith("from neutral to pos")
 
 
+def test_rows_without_a_counterpart_are_counted_in_a_note(arguments, capsys):
+    assert cli.run(generate_vec.main, argv(arguments)) == 0
+    assert "left out" not in capsys.readouterr().out
+    neutral(arguments["neg_path"])
+    pd.read_csv(arguments["neg_path"]).iloc[:2].to_csv(arguments["neg_path"], index=False)
+    assert cli.run(generate_vec.main, argv(arguments | {"contrast": "pos_neutral"})) == 0
+    assert "note: 1 of 3 pos rows have no row to pair with, and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["evilness", "Malicious", "./traits/evil.json"])
+def test_a_trait_is_named_as_in_eval_persona(arguments, given, tmp_path, capsys):
+    assert cli.run(generate_vec.main, argv(arguments | {"trait": given})) == 0
+    assert capsys.readouterr().out.startswith("evil: kept 2 of 3 pairs")
+    assert read_sidecar(tmp_path / "vectors" / "evil_response_avg_diff.pt")["arguments"]["trait"] == "evil"
+
+
+def test_a_column_of_that_name_comes_before_what_the_name_is_an_alias_of(arguments, tmp_path):
+    for side in ("pos", "neg"):
+        table = pd.read_csv(arguments[f"{side}_path"]).rename(columns={"evil": "Malicious"})
+        table.to_csv(arguments[f"{side}_path"], index=False)
+    assert cli.run(generate_vec.main, argv(arguments | {"trait": "Malicious"})) == 0
+    assert (tmp_path / "vectors" / "Malicious_response_avg_diff.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["evil_prompt_last_diff", "evil_prompt_last_diff_orthogonal"])
+def test_somebody_elses_json_is_found_before_the_model_is_loaded(arguments, other_traits, name, tmp_path, capsys):
+    """The pass was done and two of three vectors were written before it was seen."""
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / f"{name}.json").write_text('{"mine": 1}')
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+        assert cli.run(generate_vec.main, [*argv(arguments), "--orthogonalize", *other_traits]) == 2
+    assert f"{name}.json is no sidecar" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == [f"{name}.json"]
+
+
 def test_tables_whose_ids_name_no_instructions_are_taken_as_published(arguments):
     """Anybody's two tables: nothing in them contradicts the default."""
     for side in ("pos", "neg"):
@@ -153,6 +189,15 @@ def test_bad_input_is_one_line_before_a_model_loads(arguments, change, message, 
     assert cli.run(generate_vec.main, argv(arguments | change)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_an_answer_too_long_is_named_by_its_table_and_row_before_a_model_loads(arguments, capsys, monkeypatch):
+    """In its table's own order, whatever the order of the pairs and however many were not kept."""
+    monkeypatch.setattr(models, "load_model", lambda *_a, **_k: pytest.fail("the model was loaded"))
+    neg = responses("neg", [1, 2, 3], ["i love people", "yes " * 200, "yes"])
+    neg.iloc[[2, 0, 1]].to_csv(arguments["neg_path"], index=False)
+    assert cli.run(generate_vec.main, argv(arguments)) == 2
+    assert f"error: {arguments['neg_path']}, data row 3: longer than the 128 tokens" in capsys.readouterr().err
 
 
 def test_missing_columns_and_a_file_in_the_way(arguments, tmp_path, capsys, monkeypatch):
