@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from persona_vectors.blocks import model_label, unwrap, watch_hooks
+from persona_vectors.blocks import decoder_blocks, model_label, unwrap, watch_hooks
 from persona_vectors.weight_direction import LowRank, WeightDirection, combine, norm
 
 
@@ -50,7 +51,8 @@ def find_modules(model: nn.Module, direction: WeightDirection) -> dict[str, nn.M
     Under PEFT it is the module inside the adapter's. The model may be compiled, or sharded over devices.
 
     Raises:
-        ValueError: a module that the model has not, or one of another shape or kind; names what was looked for.
+        ValueError: a module that the model has not, one of another shape or kind, or one in an adapter that is no plain
+            LoRA; names what was looked for.
     """
     base = unwrap(model)
     there = {_plain(name): module for name, module in base.named_modules()}
@@ -64,11 +66,28 @@ def find_modules(model: nn.Module, direction: WeightDirection) -> dict[str, nn.M
         )
     found = {}
     for name, change in direction.modules.items():
-        module: Any = there[name]
-        module = module.base_layer if hasattr(module, "base_layer") else module
+        module = _inside(name, there[name], model)
         _check_shape(name, module, change, model)
         found[name] = module
     return found
+
+
+def _inside(name: str, module: Any, model: nn.Module) -> Any:
+    """The module that PEFT's wrapper runs, if it is in one: what is added to its output is added to the wrapper's."""
+    if hasattr(module, "modules_to_save"):
+        copies, active = module.modules_to_save, module.active_adapters
+        is_off = module.disable_adapters or not active or active[0] not in copies
+        return module.original_module if is_off else copies[active[0]]
+    if not hasattr(module, "base_layer"):
+        return module
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(module, LoraLayer) or module.lora_variant:
+        raise ValueError(
+            f"{name} of {model_label(model)} is in an adapter that is no plain LoRA, as DoRA and IA3 are none, and may "
+            "rescale what is added to it; merge the adapter into the model first (PEFT's merge_and_unload)"
+        )
+    return module.base_layer
 
 
 def _plain(name: str) -> str:
@@ -124,7 +143,7 @@ class DynamicWeights:
     """
 
     def __init__(self, model: nn.Module, directions: Sequence[WeightDirection]):
-        self.n_directions = len(directions)
+        self.model = model
         joined = combine([(one, 1.0) for one in directions])
         modules = find_modules(model, joined)
         watch_hooks()
@@ -136,11 +155,22 @@ class DynamicWeights:
 
         Args:
             coefs: (k,) for all rows, or (batch, k). A row of zeros comes out bit for bit as without.
+
+        Raises:
+            ValueError: in a forward pass of another number of rows, or where a module gets some of the tokens alone, so
+                that it is not known whose they are.
         """
         handles = []
+        if coefs.ndim == 2 and len(coefs) and (coefs == coefs[:1]).all():
+            coefs = coefs[0]
         try:
             if coefs.any():
-                handles = [one.module.register_forward_hook(_adding(one, coefs)) for one in self._placed]
+                batch: list[torch.Size] = []
+                if coefs.ndim == 2:
+                    handles = [
+                        decoder_blocks(self.model)[0].register_forward_pre_hook(_seeing(batch), with_kwargs=True)
+                    ]
+                handles += [one.module.register_forward_hook(_adding(one, coefs, batch)) for one in self._placed]
             yield
         finally:
             for handle in handles:
@@ -150,9 +180,9 @@ class DynamicWeights:
 def place(name: str, module: Any, directions: Sequence[WeightDirection]) -> Placed:
     """The factors of those of the directions that change the module of this name; float32 beside quantised weights."""
     own = [(k, one.modules[name]) for k, one in enumerate(directions) if name in one.modules]
-    weight = module.weight
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32
-    where = {"device": weight.device, "dtype": dtype}
+    dtype = module.weight.dtype if has_floats(module) else torch.float32
+    stored = next(chain(module.parameters(recurse=False), module.buffers(recurse=False)))
+    where = {"device": stored.device, "dtype": dtype}
     biases = None
     if any(change.bias is not None for _, change in own):
         biases = torch.zeros(len(directions), own[0][1].shape[0], **where)
@@ -163,29 +193,51 @@ def place(name: str, module: Any, directions: Sequence[WeightDirection]) -> Plac
         module,
         torch.cat([change.A for _, change in own]).to(**where),
         torch.cat([change.B for _, change in own], dim=1).to(**where),
-        torch.cat([torch.full((change.rank,), k) for k, change in own]).to(weight.device),
+        torch.cat([torch.full((change.rank,), k) for k, change in own]).to(stored.device),
         biases,
     )
 
 
-def _adding(one: Placed, coefs: Float[Tensor, "*batch k"]) -> Any:
+def has_floats(module: Any) -> bool:
+    """Whether the module's weight is floating-point with 16 bits or more: neither packed, nor of 8 bits and a scale."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1
+
+
+def _seeing(batch: list[torch.Size]) -> Any:
+    """The pre-hook of the first block that keeps what a forward pass is of: `batch` is [(rows, tokens, d_model)]."""
+
+    def see(_block: nn.Module, args: tuple, kwargs: dict) -> None:
+        batch[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+
+    return see
+
+
+def _adding(one: Placed, coefs: Float[Tensor, "*batch k"], batch: list[torch.Size]) -> Any:
     """The forward hook that adds the directions' part to a module's output."""
     coefs = coefs.to(one.A)
-    columns = coefs[..., one.owner]  # (r,) or (batch, r)
-    constant = None if one.biases is None else coefs @ one.biases  # (d_out,) or (batch, d_out)
+    columns = coefs[..., one.owner]  # (r,) or (rows, r)
+    constant = None if one.biases is None else coefs @ one.biases  # (d_out,) or (rows, d_out)
     if coefs.ndim == 2:
         columns, constant = columns[:, None], None if constant is None else constant[:, None]
 
     def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        x = args[0]
-        if coefs.ndim == 2 and (x.ndim != 3 or x.shape[0] != len(coefs)):
-            raise RuntimeError(
-                f"{len(coefs)} rows have coefficients, and a {type(module).__name__} got an input of shape "
-                f"{tuple(x.shape)}; expected (rows, tokens, features)"
-            )
+        x = args[0] if coefs.ndim == 1 else _in_rows(args[0], len(coefs), batch, module)
         inner = torch.nn.functional.linear(x.to(one.A.dtype), one.A) * columns  # (batch, seq, r)
         added = torch.nn.functional.linear(inner, one.B, None)
         added = added if constant is None else added + constant
-        return output + added.to(output.dtype)
+        return output + added.to(output.dtype).reshape(output.shape)
 
     return add
+
+
+def _in_rows(x: Tensor, n_rows: int, batch: list[torch.Size], module: nn.Module) -> Float[Tensor, "rows tokens d_in"]:
+    """A module's input by row: as it is, or all tokens of the batch, row after row, as a shared expert gets them."""
+    if x.ndim == 3 and len(x) == n_rows:
+        return x
+    if x.ndim == 2 and batch and len(batch[0]) == 3 and batch[0][0] == n_rows and len(x) == n_rows * batch[0][1]:
+        return x.view(n_rows, -1, x.shape[-1])
+    raise ValueError(
+        f"{n_rows} rows have coefficients, and a {type(module).__name__} got an input of shape {tuple(x.shape)}; "
+        "expected (rows, tokens, features), or (tokens, features) of all rows"
+    )

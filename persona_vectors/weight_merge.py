@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from persona_vectors.blocks import model_label, unwrap
 from persona_vectors.weight_direction import WeightDirection
 from persona_vectors.weight_files import Direction, as_direction, content_stamp
-from persona_vectors.weight_hooks import Placed, find_modules, is_transposed, place
+from persona_vectors.weight_hooks import Placed, find_modules, has_floats, is_transposed, place
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class LoRAMerger:
             raise ValueError(f"{name} is not finite with the direction merged at this coefficient; use a smaller one")
 
     def _check_writable(self, name: str, module: Any) -> None:
-        weight = module.weight
-        if not weight.is_floating_point() or weight.is_meta:
-            stored = "offloaded" if weight.is_meta else weight.dtype
+        weight = getattr(module, "weight", None)
+        if not has_floats(module) or module.weight.is_meta:
+            stored = "packed" if weight is None else "offloaded" if weight.is_meta else weight.dtype
             raise ValueError(
                 f"{name} of {model_label(self.model)} is {stored}, and nothing can be added to it; load it whole and "
                 'unquantised, or use LoRASteerer(mode="dynamic")'

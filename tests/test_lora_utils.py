@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_utils import LoRAMerger, LoRASteerer, analyze_lora_singular_values, as_direction, load_lora_adapter
@@ -20,7 +21,8 @@ from tests.weight_adapters import ALL, bits, dense, make_adapter, random_directi
 IDS = torch.tensor([[0, 0, 7, 9, 11], [6, 8, 10, 12, 14], [0, 13, 15, 9, 7]])
 MASK = (IDS > 0).long()  # padded on the left
 ATTENTION = ("q_proj", "v_proj", "o_proj")
-NAMES = {"qwen2": ALL, "llama": ALL, "gpt2": ("c_attn", "c_proj", "c_fc"), "qwen2_moe": ATTENTION}
+SHARED = tuple(f"shared_expert.{part}" for part in ("gate_proj", "up_proj", "down_proj"))
+NAMES = {"qwen2": ALL, "llama": ALL, "gpt2": ("c_attn", "c_proj", "c_fc"), "qwen2_moe": (*ATTENTION, *SHARED)}
 ULP = {torch.float32: 2**-23, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
@@ -245,6 +247,95 @@ def test_peft_and_compiled_models(mode):
         assert float((plain - expected).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("mode", ["pre_merge", "dynamic"])
+def test_a_head_that_peft_saves_whole_is_steered_where_it_runs(mode):
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(tiny_model("qwen2"), config).eval()
+    with torch.no_grad():
+        adapted.base_model.model.lm_head.modules_to_save["default"].weight.add_(0.3)
+    one = random_direction(tiny_model("qwen2"), ("lm_head",), bias=True)
+    before, plain = bits(adapted), logits(adapted)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    with LoRASteerer(adapted, one, 0.5, mode), LoRASteerer(merged, one, 0.5):
+        torch.testing.assert_close(logits(adapted), logits(merged), rtol=1e-4, atol=1e-4)
+    assert same_bits(adapted, before) and torch.equal(logits(adapted), plain)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj"], use_dora=True),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+    ],
+    ids=["dora", "ia3"],
+)
+@pytest.mark.parametrize("mode", ["pre_merge", "dynamic"])
+def test_an_adapter_that_rescales_what_is_added_is_to_be_merged_first(config, mode):
+    adapted = get_peft_model(tiny_model("qwen2"), config)
+    one = random_direction(tiny_model("qwen2"), ("q_proj",))
+    with pytest.raises(ValueError, match=r"0.self_attn.q_proj of \w+ is in an adapter that is no plain LoRA.*merge"):
+        LoRASteerer(adapted, one, 0.5, mode).__enter__()
+    with LoRASteerer(adapted.merge_and_unload(), one, 0.5, mode):
+        pass
+
+
+class Fp8(nn.Linear):
+    """As in fp8 checkpoints: a weight of 8 bits that is cast when it is used."""
+
+    def __init__(self, like: nn.Linear):
+        super().__init__(like.in_features, like.out_features, bias=False)
+        self.weight = nn.Parameter(like.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+class Packed(nn.Module):
+    """As in GPTQ and AWQ checkpoints: whole numbers under another name than weight."""
+
+    def __init__(self, like: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.register_buffer("qweight", (like.weight.detach() * 100).round().to(torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.qweight.to(x.dtype) / 100)
+
+
+@pytest.mark.parametrize(("kind", "stored"), [(Fp8, "torch.float8_e4m3fn"), (Packed, "packed")])
+def test_beside_quantised_weights_factors_are_exact_and_merging_is_refused(kind, stored):
+    model = tiny_model("qwen2")
+    for block in model.model.layers:
+        block.mlp.up_proj = kind(block.mlp.up_proj)
+    one = random_direction(tiny_model("qwen2"), ("up_proj",), rank=2)
+    module, x = model.model.layers[0].mlp.up_proj, torch.randn(1, 5, 32)
+    wanted = 0.3 * x.double() @ dense(one)["model.layers.0.mlp.up_proj"].T
+    plain = module(x)
+    with LoRASteerer(model, one, 0.3, "dynamic"):
+        torch.testing.assert_close((module(x) - plain).double(), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=rf"0.mlp.up_proj of \w+ is {stored}, and nothing can be added to it; .*dynamic"
+    ):
+        LoRAMerger(model).merge_lora_diff(one)
+
+
+def test_rows_of_a_module_that_gets_some_tokens_alone_are_refused():
+    model = tiny_model("qwen2_moe")
+    one, name = random_direction(model, SHARED[:1]), "mlp.shared_expert.gate_proj"
+    expert = model.model.layers[0].get_submodule(name)
+
+    def some(_module, args):
+        return (args[0][:6],)  # as a routed expert: 6 tokens, of 3 rows of 5
+
+    handle = expert.register_forward_pre_hook(some)
+    rows = torch.tensor([[1.0], [0.0], [0.5]])
+    with pytest.raises(ValueError, match=r"3 rows have coefficients, and a Linear got an input of shape \(6, 32\)"):
+        with LoRASteerer(model, one, rows, "dynamic"):
+            logits(model)
+    handle.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_files_and_directions_are_the_same(tmp_path):
     model = tiny_model("qwen2")
     one = random_direction(model, ("v_proj",))
@@ -339,7 +430,7 @@ def test_the_steerer_refuses_what_it_cannot_do():
             LoRASteerer(model, *arguments)
     steerer = LoRASteerer(model, one, [0.0, 1.0], "dynamic")
     with steerer:
-        with pytest.raises(RuntimeError, match="2 rows have coefficients"):
+        with pytest.raises(ValueError, match="2 rows have coefficients"):
             logits(model)
         with pytest.raises(RuntimeError, match="already active"):
             steerer.__enter__()
