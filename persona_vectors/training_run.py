@@ -15,8 +15,8 @@ from persona_vectors.models import fingerprint
 from persona_vectors.training_config import TrainingConfig
 
 RECORD = "training.json"
-HALF = ".half"
-"""Folder of an output_dir in which what is being saved stands until it is whole."""
+HALF, HALF_MERGED = ".half", ".merged.half"
+"""Folders of an output_dir in which what is being saved, and merged, stands until it is whole."""
 FIRST_LOSS = "held_out_loss_before"
 WITHOUT_EFFECT = ("output_dir", "logging_steps", "save_steps", "eval_steps", "save_merged", "finetuned_model_id")
 WITHOUT_EFFECT += ("push_to_hub", "merge_before_push", "push_to_private")
@@ -130,7 +130,7 @@ def begin(config: TrainingConfig, key: dict[str, Any], state: RunState) -> None:
     if state.status == "new":
         for name in (*_WEIGHTS, "adapter_config.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("merged", "ref", HALF):
+        for name in ("merged", "ref", HALF, HALF_MERGED):
             shutil.rmtree(folder / name, ignore_errors=True)
     first = first_loss(folder) if state.checkpoint else None
     record = {"state": "started", **_heading(config, key), **provenance()}

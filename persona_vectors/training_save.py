@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from persona_vectors.files import sidecar_path, write_sidecar
 from persona_vectors.training_config import TrainingConfig
-from persona_vectors.training_run import HALF, move_in, wait_for_all
+from persona_vectors.training_run import HALF, HALF_MERGED, move_in, wait_for_all
 
 
 def save(trainer: Any, config: TrainingConfig) -> None:
@@ -30,22 +32,25 @@ def deliver(config: TrainingConfig) -> None:
     """What a finished run is asked for besides its weights: the merged model where it is missing, and the push."""
     folder = Path(config.output_dir)
     merged = config.is_peft and (config.save_merged or (config.push_to_hub and config.merge_before_push))
-    if merged and not (folder / "merged" / "config.json").exists():
+    if merged and not sidecar_path(folder / "merged" / "model.safetensors").exists():  # what is written last
         _write_merged(folder)
     if config.push_to_hub:
         _push(folder / "merged" if config.is_peft and config.merge_before_push else folder, config)
 
 
 def _write_merged(folder: Path) -> None:
-    """output_dir/merged: the base in its own dtype with the adapter added in, as one model."""
-    from persona_vectors.files import write_sidecar
+    """output_dir/merged: the base in its own dtype with the adapter added in, as one model, whole or not at all."""
     from persona_vectors.models import load_model
 
     model, tokenizer = load_model(str(folder))
     merged: Any = model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    merged.save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
-    write_sidecar(folder / "merged" / "model.safetensors", {"kind": "merged model", "adapter": str(folder)})
+    half = folder / HALF_MERGED
+    shutil.rmtree(half, ignore_errors=True)
+    merged.save_pretrained(half)
+    tokenizer.save_pretrained(half)
+    write_sidecar(half / "model.safetensors", {"kind": "merged model", "adapter": str(folder)})
+    shutil.rmtree(folder / "merged", ignore_errors=True)
+    os.replace(half, folder / "merged")
 
 
 def _push(folder: Path, config: TrainingConfig) -> None:
@@ -54,7 +59,9 @@ def _push(folder: Path, config: TrainingConfig) -> None:
     api = HfApi()
     api.create_repo(str(config.finetuned_model_id), private=config.push_to_private, exist_ok=True)
     api.upload_folder(
-        repo_id=str(config.finetuned_model_id), folder_path=folder, ignore_patterns=["checkpoint-*", "merged/*"]
+        repo_id=str(config.finetuned_model_id),
+        folder_path=folder,
+        ignore_patterns=["checkpoint-*", "merged/*", f"{HALF_MERGED}/*"],
     )
 
 

@@ -95,6 +95,14 @@ def same(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Stop(Exception):
+    pass
+
+
+def stop(*_args, **_kwargs):
+    raise Stop
+
+
 # exact
 
 
@@ -339,6 +347,25 @@ def test_the_merged_model_answers_as_the_adapter_does(run, folder, tmp_path):
     assert not torch.allclose(logits["a"], logits["b"], atol=1e-2)
 
 
+@pytest.mark.parametrize("earlier", [False, True], ids=["now", "as an earlier version left it"])
+def test_a_merge_that_was_interrupted_is_made_again(earlier, run, folder, tmp_path, monkeypatch):
+    run("out")
+    config = config_of(folder, tmp_path / "out", save_merged=True)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("transformers.modeling_utils.safe_save_file", stop)  # config.json is there before
+        training.train(config)
+    assert not (tmp_path / "out" / "merged").exists()
+    if earlier:
+        (tmp_path / "out" / ".merged.half").rename(tmp_path / "out" / "merged")
+        assert (tmp_path / "out" / "merged" / "config.json").exists()
+    training.train(config)
+    load_model(str(tmp_path / "out" / "merged"))
+    assert not list((tmp_path / "out").glob(".*"))
+    before = (tmp_path / "out" / "merged" / "model.safetensors.json").read_bytes()
+    training.train(config)
+    assert (tmp_path / "out" / "merged" / "model.safetensors.json").read_bytes() == before
+
+
 def preferences(place: Path, loss: str) -> dict:
     """Settings of a run on preferences, whose rows are written to `place`."""
     rows = [{"prompt": f"tell me about the {w}", "chosen": "happy cat", "rejected": "sad dog"} for w in WORDS]
@@ -413,14 +440,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     assert len(losses(record)) == 30 and record["state"] == "finished"
     whole = json.loads((tmp_path / "whole" / "training.json").read_text())
     assert record["held_out_loss"] == whole["held_out_loss"]
-
-
-class Stop(Exception):
-    pass
-
-
-def stop(*_args, **_kwargs):
-    raise Stop
 
 
 @pytest.mark.parametrize("after", ["step 4", "the last step"])
