@@ -6,6 +6,7 @@ Source of the rule: arXiv 2507.21509.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -61,7 +62,8 @@ def effective_pairs(
     Rows are paired by their ids `<trait>_<i>_<pos|neg>_<k>` (question i, instruction k) and their sample number: the
     samples of one id share it, so they are numbered in order of appearance. Row position never counts. If a side was
     sampled without instructions (ids `<trait>_<i>`, the pos_neutral contrast), both sides are numbered within the
-    question, in order of appearance.
+    question, in order of appearance. Where one side has more rows of a question, those of all its instructions in turn
+    are paired, and the rest is left out: a shorter table without instructions is held against all instructions alike.
 
     Args:
         pos, neg: response tables with the columns question, prompt, answer, question_id, <trait>, coherence.
@@ -124,9 +126,10 @@ def _judged_pairs(
     if contrast is not None:
         _check_contrast(sides["pos"], sides["neg"], contrast)
     by_instruction = all((side["instruction"] >= 0).all() for side in sides.values())
+    n_of = {name: Counter(side["question_index"]) for name, side in sides.items()}
     for name, side in sides.items():
         if not by_instruction:
-            side["instruction"] = -1
+            side = _without_instructions(side, n_of["neg" if name == "pos" else "pos"])
         side["sample"] = side.groupby(["question_index", "instruction"]).cumcount()
         sides[name] = side.rename(columns={c: f"{name}_{c}" for c in side.columns if c not in _KEYS})
     pairs = sides["pos"].merge(sides["neg"], on=_KEYS, validate="one_to_one").sort_values(_KEYS, ignore_index=True)
@@ -139,6 +142,17 @@ def _judged_pairs(
     pairs = pairs.rename(columns={"pos_question": "question"})
     counts = _judge(pairs, len(pos), len(neg), threshold)
     return pairs, counts
+
+
+def _without_instructions(side: pd.DataFrame, n_wanted: Counter[int]) -> pd.DataFrame:
+    """The rows without their instruction, and first, in order of appearance, as many of each question as are wanted:
+    question i's j-th in turn is one under instruction i + j, round all of them."""
+    turn = side.groupby(["question_index", "instruction"]).cumcount()
+    round_from = (side["instruction"] - side["question_index"]) % (side["instruction"].max() + 1 or 1)
+    in_turn = side.assign(turn=turn, round_from=round_from).sort_values(["turn", "round_from"], kind="stable")
+    place = in_turn.groupby("question_index").cumcount().reindex(side.index)
+    spare = np.asarray(place >= np.array([n_wanted[question] for question in side["question_index"]]))
+    return side.assign(instruction=-1).iloc[np.argsort(spare, kind="stable")]
 
 
 def _check_contrast(pos: pd.DataFrame, neg: pd.DataFrame, contrast: Contrast) -> None:

@@ -121,8 +121,24 @@ def test_pos_against_neutral_pairs_within_the_question():
         ("pos 0 0 0", "None 0 0 0"),
         ("pos 0 0 1", "None 0 0 1"),
         ("pos 0 1 0", "None 0 0 2"),
-        ("pos 1 0 0", "None 1 0 0"),
+        ("pos 1 1 0", "None 1 0 0"),
     ]
+
+
+@pytest.mark.parametrize("n_neutral", [1, 2, 3, 4, 6])
+def test_a_short_table_without_instructions_is_held_against_all_instructions_alike(n_neutral):
+    """Samples were numbered as they stand: two neutral rows a question were held against instruction 0 alone."""
+    n_instructions, n_questions = 3, 6
+    pos = table("pos", [[90, 90]] * n_questions, n_instructions=n_instructions)
+    neutral = table(None, [[1] * n_neutral] * n_questions)
+    for pairs in (
+        effective_pairs(pos, neutral, "evil"),
+        effective_pairs(pos.sample(frac=1, random_state=0), neutral, "evil"),
+    ):
+        used = pairs["pos_answer"].str.split().str[2].value_counts()
+        assert used.sum() == n_questions * n_neutral and set(used) == {n_questions * n_neutral // n_instructions}
+    if n_neutral == 6:  # all rows count, and pair as they stand: that of one random stream with that of the same
+        assert effective_pairs(pos, neutral, "evil")["pos_answer"].tolist() == pos["answer"].tolist()
 
 
 def test_a_contrast_that_the_ids_contradict_is_refused():
@@ -202,6 +218,13 @@ def test_vectors_are_the_difference_of_means_pointing_from_neg_to_pos():
         torch.testing.assert_close(ours[span], expected, atol=1e-5, rtol=1e-4)
     assert not ours["prompt_last"][0].any()  # the same last token on both sides
     assert ours["prompt_last"][1].any()
+
+
+def test_nothing_is_written_where_one_of_the_files_would_replace_something(tmp_path):
+    (tmp_path / "evil_prompt_last_diff.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="is no sidecar"):
+        save_vectors(tmp_path, "evil", dict.fromkeys(("prompt_avg", "prompt_last"), torch.ones(4, 6)), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["evil_prompt_last_diff.json"]
 
 
 def test_files_are_bare_tensors_with_a_sidecar(tmp_path):
