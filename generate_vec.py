@@ -53,11 +53,12 @@ def main(
         model_name: hub id, model folder or adapter folder; the model that wrote the responses.
         pos_path: CSV of responses under the trait's pos instructions.
         neg_path: CSV of responses under its neg instructions, or under none (see contrast).
-        trait: name of the trait, which is the column of its scores.
+        trait: name of the trait, which is the column of its scores; an alias or a trait file as in eval_persona.
         save_dir: folder for the vectors.
         threshold (0-100): a pair counts if pos scores at least this and neg less than 100 minus this.
         contrast: what pos is held against: pos_neg needs a neg table under neg instructions, pos_neutral one without
-            instructions (ids `<trait>_<i>`).
+            instructions (ids `<trait>_<i>`), which pairs with as many pos rows of a question as it has, taken from
+            all instructions in turn.
         quality: write the quality report; --noquality leaves it out.
         seed: of the quality report's draws, which are at most 400 pairs, splits, folds and random directions.
         dtype: precision of the model; auto is the checkpoint's own on CUDA, float32 on CPU.
@@ -67,9 +68,9 @@ def main(
     """
     arguments = dict(locals())  # exactly the arguments, before anything else has a name
     del arguments["orthogonalize"]  # the plain vectors do not depend on it
+    from persona_vectors.files import check_output_folder
     from persona_vectors.models import resolve_model, unfinished_note
     from persona_vectors.orthogonal_files import other_traits, save_orthogonal
-    from persona_vectors.responses import read_responses
     from persona_vectors.vectors import count_pairs, effective_pairs
 
     if seed < 0:
@@ -77,14 +78,19 @@ def main(
     resolve_model(model_name)
     if note := unfinished_note(model_name):
         print(f"note: {note}", flush=True)
-    _check_folder(save_dir)
+    check_output_folder(save_dir, "save_dir")
+    trait, pos, neg = _tables(trait, pos_path, neg_path)
+    arguments["trait"] = trait
+    _check_files(save_dir, trait, orthogonalize is not None)
     others = [] if orthogonalize is None else other_traits(orthogonalize, trait, model_name)
-    pos, neg = read_responses(pos_path, trait), read_responses(neg_path, trait)
     pairs = effective_pairs(pos, neg, trait, threshold, contrast)
     counts = count_pairs(pos, neg, trait, threshold, contrast)
     print(
         f"{trait}: kept {counts.n_kept} of {counts.n_pairs} pairs at threshold {threshold:g}; {counts.n_scored} scored"
     )
+    for side, n_rows in (("pos", counts.n_pos), ("neg", counts.n_neg)):
+        if n_rows > counts.n_pairs:
+            print(f"note: {n_rows - counts.n_pairs} of {n_rows} {side} rows have no row to pair with, and are left out")
     if others and _made_before(arguments):
         print(f"{save_dir} has {trait}'s vectors of the same model, tables and settings; no model is loaded")
         paths = []
@@ -97,6 +103,32 @@ def main(
     print("saved " + ", ".join(str(path) for path in paths))
     if counts.n_kept < 10:
         print(f"note: {counts.n_kept} pairs is few; a direction from so few pairs is noisy")
+
+
+def _tables(trait: str, pos_path: str, neg_path: str) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """(the trait's name in the tables, pos, neg): as given where they have it so, else the one of eval_persona."""
+    from persona_vectors.responses import read_responses
+    from persona_vectors.traits import trait_name
+
+    try:
+        pos = read_responses(pos_path, trait)
+    except ValueError:  # no such column, for one
+        trait = trait_name(trait)
+        pos = read_responses(pos_path, trait)
+    return trait, pos, read_responses(neg_path, trait)
+
+
+def _check_files(save_dir: str, trait: str, orthogonal: bool) -> None:
+    """Refuses, with a ValueError, files that would be written in the place of something else."""
+    from persona_vectors.activations import SPANS
+    from persona_vectors.files import check_sidecar
+    from persona_vectors.orthogonal_files import orthogonal_path
+    from persona_vectors.vectors import check_vector_paths
+
+    check_vector_paths(save_dir, trait)
+    if orthogonal:
+        for span in SPANS:
+            check_sidecar(orthogonal_path(save_dir, trait, span))
 
 
 def _extract(arguments: dict[str, Any], pairs: pd.DataFrame, counts: PairCounts) -> list[Path]:
@@ -185,13 +217,6 @@ def _made_before(arguments: dict[str, Any]) -> bool:
         if found != wanted:
             return False
     return not arguments["quality"] or (Path(folder) / f"{trait}_quality.json").is_file()
-
-
-def _check_folder(save_dir: str) -> None:
-    """A ValueError if vectors cannot be written there; nothing is created."""
-    ancestor = next(path for path in (Path(save_dir).absolute(), *Path(save_dir).absolute().parents) if path.exists())
-    if not ancestor.is_dir():
-        raise ValueError(f"save_dir {save_dir} is or lies under {ancestor}, a file; give a folder")
 
 
 def _origin(model_name: str, tables: dict[str, str], how: dict[str, Any]) -> dict[str, Any]:

@@ -145,6 +145,11 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(plain, plain)
 
 
+def trait_name(name_or_path: str | Path) -> str:
+    """The name that `load_trait` gives the trait: of a path its file's without `.json`, of a name `canonical_name`."""
+    return Path(name_or_path).stem if _is_path(name_or_path) else canonical_name(str(name_or_path))
+
+
 def system_prompt(assistant_name: str, instruction: str) -> str:
     """`You are a(n) <assistant_name> assistant. <instruction>`, with `an` before a vowel."""
     article = "an" if assistant_name[:1].lower() in set("aeiou") else "a"
@@ -163,13 +168,12 @@ def load_trait(
     Raises ValueError, in one line, for an unknown trait or version and for a file that does not follow the schema.
     """
     checked_version = _check_version(version)
+    name = trait_name(name_or_path)
     if _is_path(name_or_path):
-        path = Path(name_or_path).expanduser()
-        name, judge_path = path.stem, None
+        path, judge_path = Path(name_or_path).expanduser(), None
         if not path.is_file():
             raise ValueError(f"there is no trait file {path}; {_what_exists(name, version, model)}")
     else:
-        name = canonical_name(str(name_or_path))
         path = _find(name, version, model) or _checkout_file(name, version)
         if path is None:
             raise ValueError(f"unknown trait {str(name_or_path)!r}; {_what_exists(name, version, model)}")

@@ -50,6 +50,7 @@ __all__ = [  # pairs are a vector's first step, so their names stand here too
     "reduce_pairs",
     "persona_vectors_from_pairs",
     "vector_path",
+    "check_vector_paths",
     "save_vectors",
     "write_vectors",
     "load_vectors",
@@ -148,6 +149,17 @@ def vector_path(folder: str | Path, trait: str, span: str) -> Path:
     return Path(folder) / f"{trait}_{span}_diff.pt"
 
 
+def check_vector_paths(folder: str | Path, trait: str, spans: Iterable[str] = SPANS) -> None:
+    """Returns if the trait's vectors may be written there, with their sidecars.
+
+    Raises:
+        ValueError: a path that is a folder or lies under a file, or a `.json` beside it that is no sidecar.
+        OSError: a folder that may not be written to.
+    """
+    for span in spans:
+        check_sidecar(check_output_path(vector_path(folder, trait, span)))
+
+
 def save_vectors(
     folder: str | Path,
     trait: str,
@@ -159,11 +171,11 @@ def save_vectors(
     """The files written, one a span: a bare float32 tensor, and beside it a `.json` saying how it was made.
 
     Raises:
-        ValueError: nothing is written if a vector has the wrong shape, NaN or infinite entries, or if response_avg is
-            zero at some layer (both sides are the same).
+        ValueError: nothing is written if a vector has the wrong shape, NaN or infinite entries, if response_avg is
+            zero at some layer (both sides are the same), or if `check_vector_paths` refuses.
     """
+    check_vector_paths(folder, trait, vectors)
     for span, tensor in vectors.items():
-        check_output_path(vector_path(folder, trait, span))
         _check_vectors(tensor, f"{trait} {span}")
         if span == "response_avg" and (tensor.norm(dim=-1) == 0).any():
             raise ValueError(

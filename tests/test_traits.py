@@ -20,6 +20,7 @@ from persona_vectors.traits import (
     load_coherence_prompt,
     load_trait,
     system_prompt,
+    trait_name,
 )
 
 SEVEN = ("evil", "sycophantic", "hallucinating", "optimistic", "impolite", "apathetic", "humorous")
@@ -141,7 +142,12 @@ def test_aliases_lead_to_shipped_traits():
     ],
 )
 def test_canonical_name(given, expected):
-    assert canonical_name(given) == expected
+    assert canonical_name(given) == trait_name(given) == expected
+
+
+@pytest.mark.parametrize("given", ["./Humor.json", Path("a/Humor.json"), "humor.json"])
+def test_a_trait_files_name_is_its_own(given):
+    assert trait_name(given) == Path(given).stem
 
 
 def test_system_prompt_has_the_right_article():
