@@ -1,7 +1,7 @@
 """What a full finetuning changed, `delta_w = W(finetuned) - W(original)`, one tensor at a time: memory stays flat.
 
-Both models are read from their safetensors files, whole or sharded, without building them. Names are those of the
-files, which are the model's own: `model.layers.0.self_attn.q_proj.weight`.
+Both models are read from their safetensors files, whole or sharded, without building them. Names are the model's own,
+`model.layers.0.self_attn.q_proj.weight`, whatever the files call them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from persona_vectors.models import load_config, resolve_model
 from persona_vectors.weight_direction import LowRank, WeightDirection
-from persona_vectors.weight_hooks import is_transposed, skeleton
+from persona_vectors.weight_hooks import is_transposed, names_in_model, skeleton
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -187,6 +187,8 @@ def open_checkpoint(name: str) -> Checkpoint:
                 parameters[key] = Stored(path, key, tuple(part.get_shape()))
     if not parameters:
         raise ValueError(f"{name} has no parameters in {folder}")
+    names = names_in_model(name, parameters)
+    parameters = {names[key]: stored for key, stored in parameters.items()}
     return Checkpoint(name, parameters, bool(getattr(load_config(name), "tie_word_embeddings", False)))
 
 
@@ -263,12 +265,17 @@ def as_direction_of_deltas(
         the direction, and each module's `|delta_w - it| / |delta_w|`.
 
     Raises:
-        ValueError: see `open_pair`; a rank below 1; or no linear module changed.
+        ValueError: see `open_pair`; a rank below 1; or no linear module is in the files, or changed.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     pair = open_pair(original, finetuned)
     linear = {name: way for name, way in linear_modules(skeleton(original)).items() if f"{name}.weight" in pair.names}
+    if not linear:
+        raise ValueError(
+            f"no linear module of {original} is called as its files' parameters are ({pair.names[0]}, ...); save it "
+            "again with save_pretrained"
+        )
     modules, residuals, inside = {}, {}, 0.0
     for name, transposed in tqdm(linear.items(), desc="decomposing", unit="module", disable=not progress):
         delta = pair.delta(f"{name}.weight")

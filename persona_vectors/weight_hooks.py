@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +31,21 @@ def skeleton(name: str) -> nn.Module:
         model = AutoModelForCausalLM.from_config(config)
     model.name_or_path = resolve_model(name).label
     return model
+
+
+def names_in_model(name: str, keys: Iterable[str]) -> dict[str, str]:
+    """Key in a model's files -> that tensor's name in the model, as loading it translates: many files have no prefix of
+    the base model (GPT-2's `h.0`), or older names. A key without a name of its own in the model stands for itself."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, dot_natural_key, rename_source_key
+
+    model: Any = skeleton(name)
+    own, keys = model.state_dict(), sorted(keys, key=dot_natural_key)
+    if own.keys() >= set(keys):
+        return {key: key for key in keys}
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    renamed = {key: rename_source_key(key, renamings, [], model.base_model_prefix, own)[0] for key in keys}
+    return {key: new if key not in own and new in own else key for key, new in renamed.items()}
 
 
 def check_fits(model: str, directions: Mapping[str, WeightDirection]) -> None:

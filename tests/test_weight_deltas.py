@@ -11,11 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lora_utils import LoRAMerger, compute_finetuning_weight_delta, finetuning_as_adapter
+from lora_utils import LoRAMerger, WeightProjector, compute_finetuning_weight_delta, finetuning_as_adapter
 from persona_vectors.weight_deltas import as_direction_of_deltas, linear_modules, open_pair, weight_deltas
+from persona_vectors.weight_direction import norm
 from persona_vectors.weight_files import load_direction
 from persona_vectors.weight_hooks import skeleton
 from tests.tiny_models import tiny_model
+from tests.weight_adapters import tiny_multimodal
 
 
 def save(path: Path, architecture: str = "qwen2", seed: int = 0, dtype=torch.float32, shard="5GB", **overrides) -> str:
@@ -86,6 +88,53 @@ def edit(folder: Path, change) -> str:
     change(weights)
     save_file(weights, file, {"format": "pt"})
     return str(folder)
+
+
+def without_prefix(folder: Path, model) -> str:
+    """The model saved as GPT-2 and Bloom are on the hub: the base model's names, without `transformer.`."""
+    model.transformer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [type(model).__name__]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "h.0.attn.c_attn.weight" in load_file(folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("kinds", [("bare", "whole"), ("whole", "bare"), ("bare", "bare")], ids="-".join)
+def test_files_without_the_base_models_prefix_are_read_by_the_models_names(tmp_path, kinds):
+    paths = []
+    for seed, kind in enumerate(kinds):
+        model = tiny_model("gpt2", seed=seed)
+        path = tmp_path / f"{kind}{seed}"
+        paths.append(without_prefix(path, model) if kind == "bare" else save(path, "gpt2", seed))
+    before, after = map(parameters, paths)
+    found = dict(weight_deltas(*paths))
+    assert set(found) == set(before)
+    for name, delta in found.items():
+        torch.testing.assert_close(delta.double(), after[name] - before[name], rtol=0, atol=1e-6)
+    direction = compute_finetuning_weight_delta(*paths)
+    assert direction.layers == [1, 2, 3] and "transformer.h.0.attn.c_attn" in direction.modules
+
+
+def test_files_of_a_model_of_text_and_images_are_read_by_the_models_names(tmp_path):
+    model, name = tiny_multimodal(), "model.language_model.layers.1.mlp.up_proj"
+    model.save_pretrained(tmp_path / "a")
+    assert "language_model.model.layers.1.mlp.up_proj.weight" in load_file(tmp_path / "a" / "model.safetensors")
+    with torch.no_grad():
+        model.get_submodule(name).weight.add_(0.01)
+    model.save_pretrained(tmp_path / "b")
+    direction = compute_finetuning_weight_delta(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert list(direction.modules) == [name] and direction.layers == [2]
+    torch.testing.assert_close(direction.modules[name].delta(), torch.full((48, 32), 0.01), rtol=1e-4, atol=1e-6)
+    along = WeightProjector(direction).compute_projection(str(tmp_path / "b"), str(tmp_path / "a"))
+    assert along == pytest.approx(norm(direction), rel=1e-4)
+
+
+def test_files_of_other_names_are_not_called_unchanged(tmp_path):
+    a, b = (save(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    for folder in (a, b):
+        edit(Path(folder), lambda w: w.update({f"odd.{key}": w.pop(key) for key in list(w)}))
+    with pytest.raises(ValueError, match=r"no linear module of \S+/a is called as its files' parameters are \(odd"):
+        as_direction_of_deltas(a, b, 2)
 
 
 def test_models_that_do_not_belong_together(tmp_path):
