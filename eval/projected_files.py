@@ -22,7 +22,7 @@ from persona_vectors.files import (
 from persona_vectors.locks import locked
 
 Row = dict[str, Any]
-_RECORDS = "projections"  # the sidecar's list of what was added
+PROJECTIONS = "projections"  # the sidecar's list of what was added
 _LONGEST_FIELD = 2**31 - 1  # python's own limit is 131072 characters, less than a long conversation
 
 
@@ -148,7 +148,7 @@ def _is_made_by(file_path: str | Path, name: str, origin: Origin) -> bool:
 
 def _recorded(file_path: str | Path, name: str, stem: str) -> Origin | None:
     """What made a column, which is named after a vector file of that stem; the last record of it counts."""
-    for entry in reversed(read_sidecar(file_path).get(_RECORDS, [])):
+    for entry in reversed(read_sidecar(file_path).get(PROJECTIONS, [])):
         if name in entry["columns"]:
             for path, sha256 in entry["vectors"].items():
                 if Path(path).stem == stem:
@@ -186,7 +186,7 @@ def add_columns(
         if not overwrite:
             kept_columns(file_path, now, {name: origins[name] for name in values})
         _write(file_path, now, values)
-        append_to_sidecar(file_path, _RECORDS, _record([*values], [origins[name] for name in values]))
+        append_to_sidecar(file_path, PROJECTIONS, _record([*values], [origins[name] for name in values]))
 
 
 def _responses(file_path: str | Path, row: Row) -> list[Any]:

@@ -15,12 +15,14 @@ import pandas as pd
 
 from eval.finished_scores import judge_identity
 from eval.model_utils import WeightSteering
+from eval.projected_files import PROJECTIONS, read_cells
 from eval.sweep import Grid, Output, Setting, Study
 from eval.sweep_answers import Answered
 from eval.sweep_receipts import Receipts
-from eval.sweep_summary import described, summarise, sweep_findings, sweep_table
+from eval.sweep_summary import SETTING, described, summarise, sweep_findings, sweep_table
 from judge import JudgeOptions
 from persona_vectors.files import (
+    check_sidecar,
     provenance,
     read_sidecar,
     sidecar_path,
@@ -28,7 +30,9 @@ from persona_vectors.files import (
     write_json_atomic,
     write_sidecar,
 )
+from persona_vectors.locks import locked
 from persona_vectors.models import fingerprint
+from persona_vectors.responses import TEXT_COLUMNS
 from persona_vectors.store import content_key
 from persona_vectors.weight_direction import norm
 
@@ -115,6 +119,8 @@ def check_outputs(outputs: Sequence[Output], vectors: Iterable[str]) -> None:
     lost = {Path(vector).resolve() for vector in vectors} & set(taken)
     if lost:
         raise ValueError(f"--output_path {lost.pop()} is a vector file and would be replaced; give another path")
+    for output in outputs:
+        check_sidecar(output.path)
 
 
 def sidecar_records(
@@ -179,6 +185,10 @@ def refuse_other_settings(outputs: Iterable[Output], records: Iterable[Mapping[s
         if before != settings:
             what = f"with other {', '.join(changed)}" if changed else "from other trait, vector, model or judge files"
             raise ValueError(f"{output.path} holds a run {what}; pass --overwrite or another --output_path")
+        try:
+            read_cells(output.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; pass --overwrite to write it anew, or another --output_path") from None
 
 
 def write_study(
@@ -216,17 +226,36 @@ def _counts(interval: Interval, table: pd.DataFrame) -> dict[str, int]:
 
 
 def _write(path: Path, table: pd.DataFrame, record: Mapping[str, Any]) -> None:
-    """The table with the columns that were added to it since, and its sidecar."""
-    added = _columns_added_since(path, table)
-    write_csv_atomic(pd.concat([table, added], axis=1), path)
-    kept = {key: value for key, value in read_sidecar(path).items() if key == "projections" and len(added.columns)}
-    write_sidecar(path, {**record, **kept})
+    """The table with the columns that were added to it since, and its sidecar.
+
+    The sidecar stands there before the table, without its hash: a run that is killed between the two left a table of
+    its own settings, and the same command goes on.
+    """
+    with locked(path):
+        before = read_sidecar(path)
+        added = _columns_added_since(path, table, before)
+        kept = {PROJECTIONS: before[PROJECTIONS]} if PROJECTIONS in before and len(added.columns) else {}
+        check_sidecar(path)
+        write_json_atomic(sidecar_path(path), {**record, **kept, "file": {"name": path.name}, **provenance()})
+        write_csv_atomic(pd.concat([table, added], axis=1), path)
+        write_sidecar(path, {**record, **kept})
 
 
-def _columns_added_since(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that the file at `path` has beside the table's own (projections), if it holds the same answers."""
-    if path.exists():
-        before = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if "answer" in before and before["answer"].tolist() == table["answer"].tolist():
-            return before.drop(columns=[name for name in before.columns if name in table.columns])
-    return pd.DataFrame(index=table.index)
+def _columns_added_since(path: Path, table: pd.DataFrame, sidecar: Mapping[str, Any]) -> pd.DataFrame:
+    """Columns that somebody added to the file at `path`, if it holds the same answers to the same prompts.
+
+    Projections, and what its user added: not what the run that wrote it did, which may be scores of another trait. The
+    sidecar says which is which; where it does not, as in a file that is no table, a column is not kept.
+    """
+    none = pd.DataFrame(index=table.index)
+    try:
+        header, rows = read_cells(path) if path.exists() else ([], [])
+    except ValueError:
+        return none
+    asked = zip(table["prompt"], table["answer"], strict=True)
+    if [(row.get("prompt"), row.get("answer")) for row in rows] != list(asked):
+        return none
+    projected = {name for entry in sidecar.get(PROJECTIONS, []) for name in entry["columns"]}
+    own = {*TEXT_COLUMNS, *sidecar["judge_prompts"], *SETTING} if "judge_prompts" in sidecar else set(header)
+    added = [name for name in header if (name in projected or name not in own) and name not in table]
+    return pd.DataFrame({name: [row[name] for row in rows] for name in added}, index=table.index)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from eval import cal_projection, eval_persona, finished_answers, finished_scores, sweep_answers
+from eval import cal_projection, eval_persona, finished_answers, finished_scores, sweep_answers, sweep_files
 from eval.eval_persona import eval_batched, load_persona_questions
 from eval.model_utils import Steering, load_steering, sample, sample_steering
-from persona_vectors.files import sha256_of_file
+from persona_vectors.files import is_as_recorded, read_sidecar, sha256_of_file
 from persona_vectors.models import load_config, load_model
 from persona_vectors.store import Store
 
 N: dict[str, Any] = {"n_per_question": 2, "max_tokens": 40}
+FEW: dict[str, Any] = {"n_per_question": 1, "max_tokens": 5}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,69 @@ def test_the_same_run_again_keeps_the_columns_that_were_added_to_its_table(run, 
     assert [entry["columns"] for entry in record["projections"]] == [[column]]
     assert record["file"]["sha256"] == sha256_of_file(path) and record["settings"]["seed"] == 0
     assert column not in run(seed=3, overwrite=True)
+
+
+def test_overwriting_keeps_what_belongs_to_the_same_prompts_and_answers_alone(run, vector_path, tiny_persona, tmp_path):
+    trait = json.loads((Path(tiny_persona) / "traits/eval/humorous.json").read_text())
+    (tmp_path / "humorous.json").write_text(json.dumps(trait | {"questions": trait["questions"][:2]}))
+    one = FEW | {"trait": str(tmp_path / "humorous.json"), "persona_instruction_type": "neg", "max_tokens": 1}
+    one |= {"overwrite": True}
+    run(**one)
+    path, column = tmp_path / "out.csv", "tiny-persona_any_response_avg_diff_prompt_last_proj_layer2"
+    cal_projection.main(str(path), [vector_path], [2], ["prompt_last_proj"], model_name=tiny_persona)
+    pd.read_csv(path, keep_default_na=False).assign(note="mine").to_csv(path, index=False)
+    again = run(**one)
+    assert list(again.columns[-2:]) == [column, "note"] and "projections" in read_sidecar(path)
+
+    other = run(**one, assistant_name="kind")
+    assert list(other["answer"]) == list(again["answer"]) and list(other["prompt"]) != list(again["prompt"])
+    assert list(other.columns)[4:] == ["humorous", "coherence"] and "projections" not in read_sidecar(path)
+
+
+def test_overwriting_with_another_trait_leaves_no_scores_of_the_first(run, vector_path, tiny_persona, tmp_path):
+    questions = FEW | {"overwrite": True}
+    run(**questions)
+    path, column = tmp_path / "out.csv", "tiny-persona_any_response_avg_diff_proj_layer2"
+    cal_projection.main(str(path), [vector_path], [2], model_name=tiny_persona)
+    trait = json.loads((Path(tiny_persona) / "traits/eval/humorous.json").read_text())
+    (tmp_path / "witty.json").write_text(json.dumps(trait))  # the same questions, so the same answers
+    scored = run(trait=str(tmp_path / "witty.json"), **questions)
+    assert list(scored.columns)[4:] == ["witty", "coherence", column]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x81\n"])
+def test_what_is_no_table_is_replaced_or_refused_before_any_work(content, run, no_sampling, tmp_path):
+    run(**FEW)
+    path = tmp_path / "out.csv"
+    path.write_bytes(content)
+    no_sampling()
+    with pytest.raises(ValueError, match="out.csv is not a CSV table: .*; pass --overwrite to write it anew"):
+        run(**FEW)
+    (tmp_path / "out.csv.json").write_text(json.dumps({"somebody": "else"}))
+    with pytest.raises(ValueError, match="is no sidecar"):
+        run(**FEW, overwrite=True)
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_table_is_overwritten(run, tmp_path):
+    (tmp_path / "out.csv").write_bytes(b"")
+    assert len(run(**FEW, overwrite=True)) == 20
+
+
+@pytest.mark.parametrize(("name", "earlier"), [("write_csv_atomic", True), ("write_sidecar", False)])
+def test_a_kill_between_a_table_and_its_sidecar_costs_nothing(name, earlier, run, no_sampling, tmp_path, monkeypatch):
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    if earlier:
+        run(**FEW | {"max_tokens": 4})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep_files, name, killed)
+        run(**FEW, overwrite=True)
+    assert not is_as_recorded(tmp_path / "out.csv")
+    no_sampling()
+    pd.testing.assert_frame_equal(run(**FEW), run("elsewhere.csv", **FEW))
+    assert is_as_recorded(tmp_path / "out.csv")
 
 
 def test_a_judge_that_scores_nothing_is_an_error_beside_its_table(run, monkeypatch, tmp_path):
