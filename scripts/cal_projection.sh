@@ -7,10 +7,11 @@ n_places=5
 export CUDA_VISIBLE_DEVICES=$1
 model=${2:-Qwen/Qwen2.5-7B-Instruct}
 trait=${3:-evil}
+stem=$(trait_name "$trait")
 layer=${4:-20}
 type=${5:-proj}
 name=$(basename "$model")
 
-python -m eval.cal_projection --model_name "$model" --file_path "eval_persona_eval/$name/$trait.csv" \
-  --vector_path_list "persona_vectors/$name/${trait}_response_avg_diff.pt" --layer_list "$layer" \
+python -m eval.cal_projection --model_name "$model" --file_path "eval_persona_eval/$name/$stem.csv" \
+  --vector_path_list "persona_vectors/$name/${stem}_response_avg_diff.pt" --layer_list "$layer" \
   --projection_type "$type" "${@:6}"

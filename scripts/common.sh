@@ -6,6 +6,10 @@ fail() {
   exit 2
 }
 
+trait_name() { # of a trait as eval_persona takes it (an alias, a file), the name that its tables and vectors have
+  python -c 'import sys; from persona_vectors.traits import trait_name; print(trait_name(sys.argv[1]))' "$1"
+}
+
 if [[ ${1-} == --help || ${1-} == -h ]]; then
   echo "$usage"
   exit

@@ -78,3 +78,14 @@ def test_the_demo_needs_no_gpu_and_refuses_what_is_none():
 @pytest.mark.parametrize(("given", "gpu"), [([], "0"), ([""], ""), (["1"], "1")])
 def test_the_demo_takes_the_gpu_it_is_given_or_none(given, gpu, tmp_path):
     assert call("demo.sh", tmp_path, *given).stdout.startswith(f"python:{gpu} -m eval.demo")
+
+
+@pytest.mark.parametrize(("given", "name"), [("Humor", "humorous"), ("./traits/joke.json", "joke")])
+@pytest.mark.parametrize("command", ["generate_vec.sh", "eval_persona.sh", "eval_steering.sh", "cal_projection.sh"])
+def test_files_have_the_name_that_the_trait_has_in_its_tables(command, given, name, tmp_path):
+    """generate_vec.sh 0 MODEL humor sampled 200 answers, and found no column humor in what it had written."""
+    stub = f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\necho "$@"\n'
+    said = call(command, tmp_path, "", "org/chat", given, python=stub).stdout
+    paths = re.findall(r"(\S+)/chat/(\w+?)(?:_response|_pos|_neg|_steer|\.csv)", said)
+    assert paths and {stem for _folder, stem in paths} == {name}
+    assert said.count(f"--trait {given} ") == said.count("--trait ")
