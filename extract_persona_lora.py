@@ -93,6 +93,8 @@ def main(
     else:
         trainings = _trainings(job, config, seed, bias_learning_rate)
         _check_rank(job, rank, dict.fromkeys(("pos", "neg"), trainings[0][0].r))
+        for settings, sides in trainings:  # all of them, before the first is trained
+            _runs(model, trait, job.folder, settings, dataset, overwrite, sides)
         for settings, sides in trainings:
             train_persona_lora(model, trait, job.folder, settings, dataset, overwrite, sides)
         notes = []
@@ -139,22 +141,11 @@ def train_persona_lora(
     import warnings
 
     import training
-    from persona_vectors.persona_trainings import FILES, check_persona_settings, persona_config, rows_line, with_changes
-    from persona_vectors.training_data import family_of
-    from persona_vectors.training_model import check_model
-    from persona_vectors.training_run import processes, run_key, run_state
+    from persona_vectors.persona_trainings import persona_config, rows_line
+    from persona_vectors.training_run import processes
 
-    settings = config or persona_config(model)
-    check_persona_settings(settings, "config")
-    family = Path(dataset) / family_of(trait, model, dataset)
-    runs = {}
-    for side in sides:
-        changes = {"model": model, "training_file": str(family / FILES[side])}
-        runs[side] = with_changes(settings, {**changes, "output_dir": str(_side(output_dir, side, settings.bias_only))})
+    runs = _runs(model, trait, output_dir, config or persona_config(model), dataset, overwrite, sides)
     rows = rows_line(*runs.values()) if len(runs) == 2 else ""
-    for run in runs.values():
-        check_model(run)
-        run_state(run, run_key(run, processes()[0]), overwrite)  # refuses another run's folder before any is trained
     is_main = processes()[1]
     if is_main and rows:
         print(rows)
@@ -168,6 +159,24 @@ def train_persona_lora(
     return folders
 
 
+def _runs(
+    model: str,
+    trait: str,
+    output_dir: str | Path,
+    settings: TrainingConfig,
+    dataset: str | Path,
+    overwrite: bool,
+    sides: Sequence[str],
+) -> dict[str, TrainingConfig]:
+    """The trainings by side, checked as far as that is possible before one begins."""
+    from persona_vectors.persona_trainings import check_persona_settings, persona_runs
+    from persona_vectors.training_data import family_of
+
+    check_persona_settings(settings, "config")
+    folders = {side: _side(output_dir, side, settings.bias_only) for side in sides}
+    return persona_runs(model, folders, Path(dataset) / family_of(trait, model, dataset), settings, overwrite)
+
+
 def _trainings(
     job: Job, config: str | None, seed: int | None, bias_learning_rate: float
 ) -> list[tuple[TrainingConfig, tuple[str, ...]]]:
@@ -175,6 +184,8 @@ def _trainings(
     from persona_vectors.persona_trainings import persona_config, with_changes
 
     settings = persona_config(job.model, config, seed)
+    if settings.bias_only and job.variants != ("bias",):
+        raise ValueError(f"{config}: bias_only is true, and only --variants bias trains biases alone; leave one out")
     found: list[tuple[TrainingConfig, tuple[str, ...]]] = []
     if low_rank := [variant for variant in job.variants if variant != "bias"]:
         found.append((settings, ("pos",) if low_rank == ["non_contrastive"] else ("pos", "neg")))
@@ -185,15 +196,13 @@ def _trainings(
 
 
 def _folder(model: str, trait: str, output_dir: str | None) -> Path:
+    from persona_vectors.files import check_output_folder
     from persona_vectors.models import resolve_model
 
     if not trait or Path(trait).name != trait:
         raise ValueError(f"trait {trait!r} is not a name; give one such as evil")
     folder = Path(output_dir) if output_dir else Path("persona_loras") / resolve_model(model).label / trait
-    ancestor = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not ancestor.is_dir():
-        raise ValueError(f"output_dir {folder} is or lies under {ancestor}, a file; give a folder")
-    return folder
+    return check_output_folder(folder, "output_dir")
 
 
 def _checked(job: Job) -> Job:
