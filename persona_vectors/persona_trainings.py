@@ -65,6 +65,39 @@ def check_persona_settings(config: TrainingConfig, of: str) -> None:
         )
 
 
+def persona_runs(
+    model: str, folders: Mapping[str, Path], family: Path, settings: TrainingConfig, overwrite: bool
+) -> dict[str, TrainingConfig]:
+    """The trainings of a persona's sides, by side, of which nothing stands in the way; no weights are read.
+
+    Args:
+        folders: side -> where its adapter goes.
+        family: folder of the trait's rows.
+
+    Raises:
+        ValueError: data, modules or folders that do not fit.
+    """
+    from torch import nn
+
+    from persona_vectors.training_model import check_model, target_modules
+    from persona_vectors.training_run import processes, run_key, run_state
+    from persona_vectors.weight_hooks import skeleton
+
+    runs = {}
+    for side, folder in folders.items():
+        changes = {"model": model, "training_file": str(family / FILES[side]), "output_dir": str(folder)}
+        runs[side] = with_changes(settings, changes)
+        check_model(runs[side])
+        run_state(runs[side], run_key(runs[side], processes()[0]), overwrite)  # refuses another run's folder
+    found = target_modules(skeleton(model), next(iter(runs.values())))
+    if tables := [name for name, module in found.items() if isinstance(module, nn.Embedding)]:
+        raise ValueError(
+            f"target_modules: {tables[0]} is an embedding table, and a direction of weights is of matrices that "
+            "multiply; leave it out"
+        )
+    return runs
+
+
 def with_changes(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig:
     """The config with changes, checked again."""
     try:

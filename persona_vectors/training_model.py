@@ -11,17 +11,22 @@ from persona_vectors.models import load_config, load_model, quantised_bits, reso
 from persona_vectors.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_model(config: TrainingConfig) -> None:
-    """Refuses, with a ValueError, a model or backend that cannot be trained here, before anything is loaded."""
+    """Refuses, with a ValueError, a model, modules or backend that cannot be trained, before weights are loaded."""
+    from persona_vectors.weight_hooks import skeleton
+
     source = resolve_model(config.model)
     if source.adapter is not None:
         raise ValueError(
             f"model {config.model} is an adapter; merge it into its base first, and train the merged model"
         )
     load_config(config.model)
+    if config.is_peft:
+        target_modules(skeleton(config.model), config)
     quantised_bits(config.load_in_4bit)
     if config.backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
         raise ValueError("backend unsloth is not installed; pip install unsloth, or leave backend out")
@@ -59,11 +64,7 @@ def with_lora(model: PreTrainedModel, config: TrainingConfig) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
-    if unknown := [name for name in config.target_modules if name.rsplit(".", 1)[-1] not in names]:
-        raise ValueError(
-            f"target_modules {', '.join(unknown)}: no such module in {config.model}; have {_linear(model)}"
-        )
+    target_modules(model, config)
     if config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
     torch.manual_seed(config.seed)
@@ -76,7 +77,25 @@ def with_lora(model: PreTrainedModel, config: TrainingConfig) -> Any:
     return wrapped
 
 
-def _linear(model: PreTrainedModel) -> str:
+def target_modules(model: nn.Module, config: TrainingConfig) -> dict[str, nn.Module]:
+    """The modules that the config's target_modules mean, by name: those of the name, whole or what follows a dot.
+
+    Raises:
+        ValueError: one of the names means none.
+    """
+    leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+    found = {
+        target: [name for name in leaves if name == target or name.endswith(f".{target}")]
+        for target in config.target_modules
+    }
+    if unknown := [target for target, names in found.items() if not names]:
+        raise ValueError(
+            f"target_modules {', '.join(unknown)}: no such module in {config.model}; have {_linear(model)}"
+        )
+    return {name: leaves[name] for names in found.values() for name in names}
+
+
+def _linear(model: nn.Module) -> str:
     import torch
 
     linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}

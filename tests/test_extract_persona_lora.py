@@ -269,6 +269,9 @@ def test_bad_input_is_refused_before_anything_is_trained(place, capsys, tmp_path
             enable_steering_during_training=True, steering_config=steered
         ),
         "inoculation_prompt is given": config(inoculation_prompt="Be evil."),
+        "bias_only is true, and only --variants bias": [*config(bias_only=True), "--variants", "contrastive", "bias"],
+        "model.embed_tokens is an embedding table": config(target_modules=["q_proj", "embed_tokens"]),
+        "target_modules cross_attn.k_proj: no such module": config(r=4, target_modules=["q_proj", "cross_attn.k_proj"]),
         "does not exist; give a JSON file": ["--config", str(tmp_path / "none.json")],
         "there is no data family": ["--dataset", str(tmp_path)],
         "error: seed should be greater than or equal to 0; got -1": [*config(), "--seed", "-1"],
@@ -290,6 +293,11 @@ def test_another_runs_folder_is_kept_and_unequal_rows_are_said(place, capsys):
     before = sha256_of_file(place / "out" / "pos_lora" / "adapter_model.safetensors")
     assert "holds another run (seed 3407, now 5)" in refused(capsys, place, "--seed", "5")
     assert sha256_of_file(place / "out" / "pos_lora" / "adapter_model.safetensors") == before
+    (place / "later").mkdir()
+    shutil.copytree(place / "out" / "pos_lora", place / "later" / "pos_bias")  # of the variant that would train last
+    both = ["--variants", "contrastive", "bias", "--seed", "5"]
+    assert "later/pos_bias holds another run" in refused(capsys, place, *both, out="later")
+    assert [path.name for path in (place / "later").iterdir()] == ["pos_bias"]
     write_rows(place / "data" / "unequal" / "misaligned_2.jsonl", ANSWERS["normal"], n=12)
     write_rows(place / "data" / "unequal" / "normal.jsonl", ANSWERS["normal"], n=11)
     assert run(place, "--nolook", trait="unequal", out="unequal") == 0

@@ -564,6 +564,13 @@ def write_vector(path: Path, shape) -> str:
         ),
         (lambda p: steered(p, type="ablate", steering_vector_path=write_zero(p / "z.pt")), "at layer 2 .* is zero"),
         (lambda _: {"load_in_4bit": True}, "load_in_4bit needs CUDA"),
+        *[
+            (
+                lambda _, name=name: {"target_modules": ["q_proj", name]},
+                f"target_modules {name}: no such mod.*have .*q_pr",
+            )
+            for name in ("wq", "cross_attn.k_proj", "layers.40.mlp.up_proj")
+        ],
         (lambda _: {"backend": "unsloth"}, "backend unsloth is not installed"),
         (lambda _: {"max_seq_length": 8}, "none of 36 rows has a response within max_seq_length 8"),
         (lambda p: {"output_dir": str(p / "v.pt")}, "is a file; give a folder"),
@@ -582,9 +589,9 @@ def write_zero(path: Path) -> str:
     return str(path)
 
 
-def test_an_adapter_is_not_trained_again_and_unknown_modules_are_named(run, folder, tmp_path):
+def test_an_adapter_is_not_trained_again_and_modules_are_those_that_are_named(run, folder, tmp_path):
     run("first")
     with pytest.raises(ValueError, match="is an adapter; merge it"):
         training.train(config_of(folder, tmp_path / "b", model=str(tmp_path / "first")))
-    with pytest.raises(ValueError, match="target_modules wq: no such module.*have .*q_proj"):
-        training.train(config_of(folder, tmp_path / "c", target_modules=["q_proj", "wq"]))
+    weights, _ = run("some", target_modules=["layers.1.mlp.up_proj", "k_proj"])
+    assert len(weights) == 2 * (1 + N_LAYERS)
