@@ -88,14 +88,12 @@ def main(
     else:
         models, skipped = measure.find_models(finetuned_models_dir)
     notes = [] if table is None else scores.check_scores(table, list(models), str(behavior_scores))
-    records, more = measure.compute_projection_dataset(
-        original_model, models, lora_diff_path, layers, n_random, seed, progress=True
-    )
+    opened = measure.open_all(original_model, models, lora_diff_path, layers)
+    records, more = measure.project_opened(opened, n_random, seed, progress=True)
     correlations = [] if table is None else scores.compute_projection_correlation(records, table, seed)
     more += scores.few_models_notes(correlations)
     settings["n_random"] = n_random
-    sources = measure.sources(original_model, models, lora_diff_path)
-    found = results.Results(settings, records, correlations, table, skipped, [*notes, *more], sources)
+    found = results.Results(settings, records, correlations, table, skipped, [*notes, *more], opened.sources)
     written = results.write(found, output_path)
     print("\n".join(results.lines(found)))
     print(f"written to {', '.join(map(str, written))}")

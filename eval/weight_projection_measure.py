@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from persona_vectors.blocks import check_layer
 from persona_vectors.files import sha256_of_file
 from persona_vectors.models import fingerprint, load_config, resolve_model, unfinished_note
 from persona_vectors.weight_direction import WeightDirection
-from persona_vectors.weight_files import load_direction
+from persona_vectors.weight_files import adapter_weights, load_direction
 from persona_vectors.weight_hooks import find_modules, skeleton
 from persona_vectors.weight_projection import Part, Projection, project
 from persona_vectors.weight_shifts import AdapterShift, Shift, open_shift
@@ -63,22 +64,67 @@ def compute_projection_dataset(
         ValueError: models or directions that are missing, zero, of another model, or have nothing in common.
     """
     models = find_models(finetuned_models)[0] if isinstance(finetuned_models, str) else dict(finetuned_models)
-    paths = list(dict.fromkeys([lora_diff_path] if isinstance(lora_diff_path, str) else lora_diff_path))
+    paths = [lora_diff_path] if isinstance(lora_diff_path, str) else list(lora_diff_path)
+    return project_opened(open_all(original_model, models, paths, layers), n_random, seed, progress)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Models and directions that were found to belong together, before anything is projected.
+
+    Attributes:
+        models: name -> path.
+        paths: those of the directions, in their order.
+        sources: what is read -> a hash of its content.
+    """
+
+    original: str
+    models: Mapping[str, str]
+    paths: Sequence[str]
+    layers: Sequence[int] | None
+    directions: Mapping[str, WeightDirection]
+    shifts: Mapping[str, Shift]
+    notes: list[str]
+    sources: Mapping[str, str]
+
+
+def open_all(
+    original_model: str, models: Mapping[str, str], lora_diff_path: Sequence[str], layers: Sequence[int] | None = None
+) -> Opened:
+    """What `project_opened` projects, with all of it checked and hashed.
+
+    Raises:
+        ValueError: models or directions that are missing, or of another model.
+    """
+    paths = list(dict.fromkeys(lora_diff_path))
     directions = load_directions(paths)
     notes = check_original(original_model, directions, layers)
     shifts = {name: open_shift(path, original_model) for name, path in models.items()}
     notes += check_shifts(original_model, shifts)
     notes += filter(None, map(unfinished_note, models.values()))
     notes += shared_notes(models, dict(zip(directions, paths, strict=True)))
-    found = project(shifts, directions, layers=layers, n_random=n_random, seed=seed, progress=progress)
-    alike = {name: of_one_seed(models, path) for name, path in zip(directions, paths, strict=True)}
+    sources = {path: _hash(path) for path in (original_model, *models.values(), *paths)}
+    return Opened(original_model, models, paths, layers, directions, shifts, notes, sources)
+
+
+def project_opened(
+    opened: Opened, n_random: int = 20, seed: int = 0, progress: bool = False
+) -> tuple[list[Record], list[str]]:
+    """A record of every model and direction, and notes.
+
+    Raises:
+        ValueError: a direction that is zero, or has nothing in common with a model.
+    """
+    models, layers, notes = opened.models, opened.layers, list(opened.notes)
+    found = project(opened.shifts, opened.directions, layers=layers, n_random=n_random, seed=seed, progress=progress)
+    alike = {name: of_one_seed(models, path) for name, path in zip(opened.directions, opened.paths, strict=True)}
     records = []
     for (model, direction), one in found.items():
         told: Record = {"model_name": model, "model_path": models[model], "direction": direction}
         told["shares_seed"] = model in alike[direction]
         records.append({**told, "layers": None if layers is None else list(layers), **_numbers(one)})
         if one.cosine is None:
-            notes.append(f"{model} has the weights of {original_model}{_at(layers)}, so its cosine is not defined")
+            notes.append(f"{model} has the weights of {opened.original}{_at(layers)}, so its cosine is not defined")
     if len(models) == 1:
         notes.append(ALONE)
     return records, list(dict.fromkeys(notes))
@@ -88,15 +134,12 @@ def _at(layers: Sequence[int] | None) -> str:
     return "" if layers is None else f" at layer {', '.join(map(str, layers))}"
 
 
-def sources(original: str, models: Mapping[str, str], directions: Sequence[str]) -> dict[str, str]:
-    """What was read -> a hash of its content, for sidecars."""
-    return {path: _hash(path) for path in (original, *models.values(), *directions)}
-
-
 def _hash(path: str) -> str:
-    """Of a file or adapter the file's sha256, which needs no base; of a full model its fingerprint."""
-    file = Path(path) / "adapter_model.safetensors" if Path(path).is_dir() else Path(path)
-    return sha256_of_file(file) if file.is_file() else fingerprint(path)
+    """Of a file, or of an adapter's weights, the sha256, which needs no base; of a full model its fingerprint."""
+    if Path(path).is_file():
+        return sha256_of_file(path)
+    adapter = Path(path) if (Path(path) / "adapter_config.json").is_file() else resolve_model(path).adapter
+    return fingerprint(path) if adapter is None else sha256_of_file(adapter_weights(adapter))
 
 
 def label_of(path: str) -> str:

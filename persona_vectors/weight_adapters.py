@@ -12,7 +12,7 @@ from persona_vectors.files import read_sidecar, sha256_of_file
 from persona_vectors.models import fingerprint, resolve_model
 from persona_vectors.training_run import RECORD
 from persona_vectors.weight_direction import WeightDirection, cosine, difference, norm
-from persona_vectors.weight_files import load_adapter, read_adapter_config
+from persona_vectors.weight_files import adapter_weights, load_adapter, read_adapter_config
 
 ROUNDING = 1e-6  # of equal changes' difference, whose square is 0 but for the last bits
 
@@ -86,8 +86,7 @@ def extract_lora_weights(adapter: str | Path) -> WeightDirection:
     """
     folder = Path(adapter)
     direction = load_adapter(folder)
-    weights = next(path for name in ("safetensors", "bin") if (path := folder / f"adapter_model.{name}").exists())
-    return replace(direction, record={"adapter": str(folder), "sha256": sha256_of_file(weights)})
+    return replace(direction, record={"adapter": str(folder), "sha256": sha256_of_file(adapter_weights(folder))})
 
 
 def compute_persona_lora_diff(pos: WeightDirection | str | Path, neg: WeightDirection | str | Path) -> WeightDirection:

@@ -73,8 +73,7 @@ def load_adapter(folder: str | Path) -> WeightDirection:
 
     folder = Path(folder)
     config = read_adapter_config(folder)
-    if not any((folder / name).exists() for name in _WEIGHTS):
-        raise ValueError(f"{folder} has an adapter_config.json and no adapter_model.safetensors")
+    adapter_weights(folder)
     try:
         weights = load_peft_weights(str(folder), device="cpu")
     except SafetensorError as error:
@@ -94,6 +93,18 @@ def load_adapter(folder: str | Path) -> WeightDirection:
 def _is_trained(change: LowRank) -> bool:
     """False of B = 0, which every LoRA starts from."""
     return bool(change.B.any()) or (change.bias is not None and bool(change.bias.any()))
+
+
+def adapter_weights(folder: Path) -> Path:
+    """The file of the adapter's weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    there = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if not there:
+        raise ValueError(f"{folder} has an adapter_config.json and no adapter_model.safetensors")
+    return there[0]
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import cal_weight_projection
 from cal_weight_projection import compute_projection_correlation, compute_projection_dataset, compute_single_projection
+from eval import weight_projection_measure as measure
 from eval.weight_projection_results import Results, figure
 from lora_utils import WeightProjector
 from persona_vectors import cli
@@ -139,6 +142,30 @@ def test_nothing_of_the_users_is_replaced_and_no_figure_of_another_run_stays(pla
         "out.json",
         "out.json.json",
     ]
+
+
+def test_adapters_of_a_base_that_is_not_here_are_hashed_by_their_own_weights(place, tmp_path):
+    direction = replace(load_direction(place / "d.pt"), base="nobody/nothing")
+    latest = save_adapter(direction, tmp_path / "models" / "run" / "checkpoint-20") / "adapter_model.safetensors"
+    save_adapter(random_like(direction, 1), tmp_path / "models" / "run" / "checkpoint-3")
+    old = save_adapter(direction, tmp_path / "models" / "old")
+    torch.save(load_file(old / "adapter_model.safetensors"), old / "adapter_model.bin")
+    (old / "adapter_model.safetensors").unlink()
+    out = str(tmp_path / "out.json")
+    assert run(place, "--finetuned_models_dir", str(tmp_path / "models"), "--n_random", "2", out=out) == 0
+    sources = read_sidecar(out)["sources"]
+    assert sources[str(tmp_path / "models" / "run")] == sha256_of_file(latest)
+    assert sources[str(old)] == sha256_of_file(old / "adapter_model.bin")
+
+
+def test_what_cannot_be_hashed_is_refused_before_anything_is_projected(place, capsys, monkeypatch, tmp_path):
+    def gone(_path):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(measure, "sha256_of_file", gone)
+    monkeypatch.setattr(measure, "project", lambda *_args, **_more: pytest.fail("projected"))
+    model = str(place / "models" / "m4")
+    assert "the disk is gone" in refused(capsys, place, "--finetuned_model", model, out=str(tmp_path / "out.json"))
 
 
 def test_groups_are_resampled_together_and_the_norm_is_of_dw(place):
