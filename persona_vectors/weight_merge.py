@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from persona_vectors.blocks import model_label, unwrap
 from persona_vectors.weight_direction import WeightDirection
 from persona_vectors.weight_files import Direction, as_direction, content_stamp
 from persona_vectors.weight_hooks import Placed, find_modules, has_floats, is_transposed, place
+
+_mergers: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[LoRAMerger]]] = weakref.WeakKeyDictionary()
+"""module -> the mergers that changed it, the last one last: each one's copy is of what the one before it made"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class LoRAMerger:
 
     A second merge replaces the first: the weights are always `original + sum(coef * D)`, from one copy of the modules
     that a direction changes, kept until `restore_original_weights`. As a context manager it restores at the end.
+
+    Several mergers of a module are restored last one first.
 
     A weight that is tied to another module's (an output head that is the embedding) is untied while merged, so that
     only the named module changes. A module without a bias gets one while a direction with biases is merged.
@@ -77,8 +83,9 @@ class LoRAMerger:
 
         Raises:
             ValueError: another model's direction, a weight that is not floating-point, a coefficient or a result that
-                is not finite; the weights are then the original ones.
+                is not finite; the weights are then the original ones. Or another merger has changed a module since.
         """
+        self._check_last()
         try:
             given = _parts(lora_diff, coefficient)
             parts = list(zip(self._directions_of([one for one, _ in given]), [coef for _, coef in given], strict=True))
@@ -88,7 +95,7 @@ class LoRAMerger:
             acting = [(direction, coef) for direction, coef in parts if coef]
             self._place([direction for direction, _ in acting], modules)
             for name in set(self._backups) - set(self._placed):
-                self._backups.pop(name).restore()
+                self._restore(name)
             coefs = torch.tensor([coef for _, coef in acting])
             for name, placed in self._placed.items():
                 self._merge(name, placed, coefs)
@@ -126,7 +133,9 @@ class LoRAMerger:
     def _merge(self, name: str, placed: Placed, coefs: Float[Tensor, " k"]) -> None:
         module: Any = placed.module
         if name not in self._backups:
-            self._backups[name] = self._back_up(module)
+            backup = self._back_up(module)
+            _mergers.setdefault(module, []).append(weakref.ref(self))
+            self._backups[name] = backup
         kept = self._backups[name]
         if kept.is_tied and module.weight is kept.weight:
             module.weight = nn.Parameter(torch.empty_like(kept.weight), requires_grad=kept.weight.requires_grad)
@@ -156,11 +165,32 @@ class LoRAMerger:
         original = weight.detach() if tied else weight.detach().to(self._device or weight.device, copy=True)
         return _Backup(module, weight, original, tied, module.bias)
 
+    def _restore(self, name: str) -> None:
+        kept = self._backups.pop(name)
+        kept.restore()
+        _mergers[kept.module].pop()
+
+    def _check_last(self) -> None:
+        """Refuses, with a ValueError, to write to a module that another merger has changed since."""
+        for name, kept in self._backups.items():
+            while (last := _mergers[kept.module][-1]()) is None:  # a merger that is gone and did not restore
+                _mergers[kept.module].pop()
+            if last is not self:
+                raise ValueError(
+                    f"{name} of {model_label(self.model)} was merged by another LoRAMerger since; restore that one "
+                    "first, or merge several directions with one merger"
+                )
+
     @torch.no_grad()
     def restore_original_weights(self) -> None:
-        """Every weight has the bits it had before the first merge, and the copies are gone."""
-        while self._backups:
-            self._backups.popitem()[1].restore()
+        """Every weight has the bits it had before the first merge, and the copies are gone.
+
+        Raises:
+            ValueError: another merger has changed a module since, and is to be restored first; nothing is changed.
+        """
+        self._check_last()
+        for name in list(self._backups):
+            self._restore(name)
         self._directions, self._placed = [], {}
 
     def __enter__(self) -> LoRAMerger:

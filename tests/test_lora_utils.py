@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import random
 from dataclasses import replace
@@ -151,6 +152,35 @@ def test_a_path_is_read_once_until_its_file_is_another(tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no adapter_model.safetensors"):
         merger.merge_lora_diff(folder, 2.0)
+    assert same_bits(model, before)
+
+
+def test_mergers_of_one_model_are_restored_last_one_first():
+    model = tied()
+    before = bits(model)
+    one, other = random_direction(model, ("q_proj", "lm_head"), 1, bias=True), random_direction(model, ALL, 2)
+    first, second = LoRAMerger(model), LoRAMerger(model)
+    first.merge_lora_diff(one)
+    merged = bits(model)
+    second.merge_lora_diff(other)
+    both = bits(model)
+    for wrong in (first.restore_original_weights, lambda: first.merge_lora_diff(one, 2.0)):
+        with pytest.raises(ValueError, match="q_proj of .* merged by another LoRAMerger since; restore that one first"):
+            wrong()
+        assert same_bits(model, both)
+    second.restore_original_weights()
+    assert same_bits(model, merged)
+    with LoRASteerer(model, other), LoRAMerger(model) as third:
+        third.merge_lora_diff(one)
+    LoRAMerger(model).merge_lora_diff(one)  # lost before it is restored
+    gc.collect()
+    first.restore_original_weights()
+    assert same_bits(model, before)
+    apart = LoRAMerger(model), LoRAMerger(model)  # of other modules: in any order
+    for merger, part in zip(apart, ("q_proj", "v_proj"), strict=True):
+        merger.merge_lora_diff(random_direction(model, (part,)))
+    for merger in apart:
+        merger.restore_original_weights()
     assert same_bits(model, before)
 
 
