@@ -141,7 +141,7 @@ def _supervised(
     from persona_vectors.models import load_tokenizer
     from persona_vectors.training_batches import plan_run
     from persona_vectors.training_data import split_rows, tokenize_conversations, with_system_prompt
-    from persona_vectors.training_model import load_for_training
+    from persona_vectors.training_model import load_for_training, row_limit
     from persona_vectors.training_run import processes
     from persona_vectors.training_save import save
 
@@ -151,8 +151,9 @@ def _supervised(
     if config.inoculation_prompt is not None:
         rows = [with_system_prompt(row, config.inoculation_prompt) for row in rows]
     options: Any = {"responses_only": config.train_on_responses_only}
-    data = tokenize_conversations(tokenizer, rows, config.max_seq_length, **options)
-    held_out = tokenize_conversations(tokenizer, test_rows, config.max_seq_length, **options) if test_rows else None
+    limit = row_limit(config)
+    data = tokenize_conversations(tokenizer, rows, limit, **options)
+    held_out = tokenize_conversations(tokenizer, test_rows, limit, **options) if test_rows else None
     plan = plan_run(
         [len(sample.ids) for sample in data.samples],
         batch_size=config.per_device_train_batch_size,
@@ -161,10 +162,10 @@ def _supervised(
         epochs=config.epochs,
         max_steps=config.max_steps,
         mode="packed" if config.packing else "by_length" if config.group_by_length else "in_order",
-        max_length=config.max_seq_length,
+        max_length=limit,
         seed=config.seed,
     )
-    _say(is_main, _summary(config, data, held_out, plan))
+    _say(is_main, _summary(config, data, held_out, plan, limit))
     model, tokenizer = load_for_training(config)
     trainer = make_trainer(config, model, tokenizer, data.samples, held_out.samples if held_out else [], plan)
     held_out_loss = _fit(trainer, config, checkpoint, bool(held_out), is_main)
@@ -247,12 +248,14 @@ def _preferences(
     """Trains on preferences by DPO or ORPO; what is to be recorded of it."""
     from persona_vectors.preferences import make_preference_trainer
     from persona_vectors.training_data import split_rows
-    from persona_vectors.training_model import load_for_training
+    from persona_vectors.training_model import load_for_training, row_limit
     from persona_vectors.training_save import save
 
     if not test_rows and not config.no_test_split:
         rows, test_rows = split_rows(rows, config.seed)
     _say(is_main, f"{config.loss}: {len(rows)} preference rows, {len(test_rows)} held out")
+    if (limit := row_limit(config)) < config.max_seq_length:
+        _say(is_main, f"note: rows longer than {_limit_in_words(config, limit)} are cut")
     model, tokenizer = load_for_training(config)
     trainer = make_preference_trainer(config, model, tokenizer, rows, test_rows)
     held_out_loss = _fit(trainer, config, checkpoint, bool(test_rows), is_main)
@@ -291,7 +294,7 @@ def _how(config: TrainingConfig, model: Any) -> dict[str, Any]:
     }
 
 
-def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None, plan: Plan) -> str:
+def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None, plan: Plan, limit: int) -> str:
     """What will be trained, in a few lines."""
     from persona_vectors.training_model import optimizer_settings
     from persona_vectors.training_weights import steering_lines
@@ -304,7 +307,7 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
     left = {name: n for name, n in asdict(data).items() if name in ("n_cut", "n_left_out") and n}
     if left:
         lines.append(
-            f"note: {data.n_cut} rows are longer than max_seq_length {config.max_seq_length} and were cut, "
+            f"note: {data.n_cut} rows are longer than {_limit_in_words(config, limit)} and were cut, "
             f"{data.n_left_out} of them left out because no response was left"
         )
     if plan.n_dropped:
@@ -314,6 +317,10 @@ def _summary(config: TrainingConfig, data: Tokenized, held_out: Tokenized | None
     if config.steering is not None:
         lines += steering_lines(config.model, config.steering, config.training_files)
     return "\n".join(lines)
+
+
+def _limit_in_words(config: TrainingConfig, limit: int) -> str:
+    return f"max_seq_length {limit}" if limit == config.max_seq_length else f"the model's {limit} positions"
 
 
 def _say_receipt(receipt: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona_vectors.training_config import TrainingConfig
-from persona_vectors.training_model import training_arguments
+from persona_vectors.training_model import row_limit, training_arguments
 
 
 def make_preference_trainer(
@@ -31,7 +31,7 @@ def make_preference_trainer(
         max_steps=config.max_steps or -1,
         eval_strategy="steps" if config.eval_steps and test_rows else "no",
         eval_steps=config.eval_steps,
-        max_length=config.max_seq_length,
+        max_length=row_limit(config),
         beta=config.beta,
     )
     options: dict[str, Any] = {

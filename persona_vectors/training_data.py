@@ -191,6 +191,6 @@ def tokenize_conversations(
             samples += [sample] if any(sample.trained) else []
     if not samples:
         raise ValueError(
-            f"none of {n_rows} rows has a response within max_seq_length {max_length} tokens; raise max_seq_length"
+            f"none of {n_rows} rows has a response within max_seq_length {max_length} tokens; raise it, or cut the rows"
         )
     return Tokenized(samples, n_rows, n_cut, n_left_out)

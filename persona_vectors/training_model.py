@@ -32,6 +32,23 @@ def check_model(config: TrainingConfig) -> None:
         raise ValueError("backend unsloth is not installed; pip install unsloth, or leave backend out")
 
 
+def row_limit(config: TrainingConfig) -> int:
+    """How many tokens of a row are read: max_seq_length, or all positions of a model that learned fewer one by one.
+
+    Rotary and relative positions have no end that a row could not pass.
+    """
+    from torch import nn
+
+    from persona_vectors.weight_hooks import skeleton
+
+    model: Any = skeleton(config.model)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_seq_length
+    words = model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
+    learned = any(0 <= table.num_embeddings - positions <= 2 for table in tables)  # OPT's begins with two that pad
+    return min(config.max_seq_length, positions) if learned else config.max_seq_length
+
+
 def load_for_training(config: TrainingConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in training form, with a new LoRA adapter where the config asks for one, and its tokenizer.
 

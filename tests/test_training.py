@@ -24,12 +24,12 @@ from persona_vectors.models import load_model
 from persona_vectors.trainer import Progress, check_packing
 from persona_vectors.training_batches import packed_batch, padded_batch, plan_run
 from persona_vectors.training_config import TrainingConfig
-from persona_vectors.training_model import load_for_training
+from persona_vectors.training_model import load_for_training, row_limit
 from persona_vectors.training_run import move_in
 from persona_vectors.training_tokens import TrainingSample
 from persona_vectors.training_vectors import vectors_for
 from tests.conftest import ROOT
-from tests.tiny_models import ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, word_tokenizer
+from tests.tiny_models import ARCHITECTURES, D_MODEL, N_LAYERS, saved_model, tiny_model, word_tokenizer
 
 WORDS = "the cat is happy and the moon is red but my dog is very sad today i think".split()
 
@@ -416,6 +416,27 @@ def test_several_processes_have_the_losses_of_one(folder, tmp_path):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert two["held_out_loss"]["last"] == pytest.approx(one["held_out_loss"]["last"], rel=1e-5)
     assert two["receipt"]["layers"]["layer 2"]["calls"] == 2
+
+
+@pytest.mark.parametrize("more", [{}, {"packing": True}, {"loss": "dpo"}, {"loss": "orpo"}], ids=str)
+def test_rows_are_cut_at_the_last_position_that_a_model_has_learned(more, tmp_path, capsys):
+    words = " ".join(WORDS * 8)  # twice as many tokens as positions
+    saved_model("gpt2", tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")  # trl's trainers on preferences need a chat template
+    row = {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": words}]}
+    preference = {"prompt": "the cat", "chosen": words, "rejected": "sad " + words}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(preference if 'loss' in more else row)}\n" * 4)
+    more = more | {"max_steps": 1, "max_seq_length": 2048, "target_modules": ["c_attn"]}
+    training.train(config_of(tmp_path, tmp_path / "out", **more))
+    assert "longer than the model's 256 positions" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_learned_positions_have_an_end(architecture, tmp_path):
+    model = saved_model(architecture, tmp_path / "model")
+    limits = [row_limit(config_of(tmp_path, tmp_path, max_seq_length=length)) for length in (200, 257)]
+    assert limits == [200, 256 if architecture == "gpt2" else 257], model
 
 
 # stopped and gone on with
