@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import logging
 import random
 import re
+from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ from eval.model_utils import Added, Steering, steer_rows
 from persona_vectors.arguments import near
 from persona_vectors.blocks import block_index, device_of
 from persona_vectors.cli import one_line
+from persona_vectors.files import sha256_of_file
 from persona_vectors.tokens import pad_batch
 
 if TYPE_CHECKING:
@@ -230,14 +234,43 @@ def run_leaf(
 def identity(
     task: Any, *, limit: int | None, num_fewshot: int | None, apply_chat_template: bool, seed: int
 ) -> dict[str, Any]:
-    """What determines a part's metrics but for the model: its definition, its data, and how it is asked."""
+    """What determines a part's metrics but for the model: its definition, code and data, and how it is asked."""
     _set_fewshot(task, num_fewshot, seed)
     digest = hashlib.sha256(_canonical(task.dump_config()))
     shots = task.fewshot_docs() if task.get_config("num_fewshot") else ()
     for doc in (*task.eval_docs, *(shots or ())):
         digest.update(_canonical(doc))
+    for content in sorted(map(sha256_of_file, _own_code(task))):
+        digest.update(content.encode())
     how = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": apply_chat_template, "seed": seed}
     return how | {"definition": digest.hexdigest(), "lm_eval": importlib.metadata.version("lm_eval")}
+
+
+def _own_code(task: Any) -> set[str]:
+    """The files that hold the task's class and the functions its definition names, whole, since a function calls others
+    of its file. The harness's own are left out: its version says what they are."""
+    harness = Path(str(importlib.util.find_spec("lm_eval").origin)).parent  # pyright: ignore[reportOptionalMemberAccess]
+    classes = set(type(task).__mro__) - {ABC, object}
+    files = set()
+    for one in (*classes, *_callables(task.config.to_dict(keep_callable=True))):
+        try:
+            file = inspect.getsourcefile(one.func if isinstance(one, partial) else one)
+        except TypeError:  # written in C
+            continue
+        if file is not None and harness not in Path(file).parents:
+            files.add(file)
+    return files
+
+
+def _callables(value: Any) -> Iterator[Any]:
+    """The functions in a task's definition, however deep they stand."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _callables(one)
+    elif callable(value):
+        yield value
 
 
 def identified(tasks: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, Leaves]:

@@ -412,6 +412,40 @@ def test_what_determines_a_task_is_its_definition_its_data_and_how_it_is_asked(l
     assert found[0] == found[1] and len({json.dumps(one, sort_keys=True) for one in found}) == len(changes)
 
 
+def test_what_determines_a_task_is_also_the_code_behind_its_functions(lm, folder, tmp_path):  # noqa: ARG001
+    """Only a function's own text was: after a helper beside it had changed, the earlier results were taken."""
+    from eval.capability_tasks import identity, load_tasks
+
+    how = {"limit": None, "num_fewshot": None, "apply_chat_template": False, "seed": 0}
+    text = (folder / "tasks" / "own_one.yaml").read_text().replace("own_one", "coded")
+    (tmp_path / "coded.yaml").write_text(text.replace('"{{q}}"', "!function code.asked"))
+    (tmp_path / "classy.yaml").write_text("task: classy\nclass: !function code.Own\n")
+    data = {"data_files": {"test": str(folder / "facts.jsonl")}, "cache_dir": str(folder / "cache")}
+    config = {"task": "classy", "dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+    config |= {"doc_to_text": "{{q}}", "doc_to_target": "{{choices[0]}}", "output_type": "generate_until"}
+    code = f"""
+from lm_eval.api.task import ConfigurableTask
+
+def asked(doc):
+    return helped(doc)
+
+def helped(doc):
+    return BODY
+
+class Own(ConfigurableTask):
+    def __init__(self, config=None):
+        super().__init__(config={config})
+"""
+
+    def of(task: str, body: str) -> dict:
+        (tmp_path / "code.py").write_text(code.replace("BODY", body))
+        return identity(load_tasks([task], str(tmp_path), "all")[task][task], **how)
+
+    for task in ("coded", "classy"):
+        first, other = of(task, "doc['q']"), of(task, "doc['q'] + '!'")
+        assert first != other and of(task, "doc['q']") == first, task
+
+
 # what users get wrong
 
 
