@@ -146,6 +146,7 @@ class TrainingConfig(BaseModel):
     loss: Literal["sft", "dpo", "orpo"] = "sft"
     train_on_responses_only: bool = True
     max_seq_length: Annotated[int, Field(ge=8)] = 2048
+    """in tokens; a longer row is cut, as it is at the last position of a model that has learned its positions"""
     epochs: Count = 1
     max_steps: Count | None = None
     """optimizer steps, instead of epochs"""
