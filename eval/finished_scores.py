@@ -54,6 +54,17 @@ def judge_identity(judge_model: str, options: JudgeOptions | None = None) -> dic
     return {"model": judge_model, "base_url": environment("OPENAI_BASE_URL")}
 
 
+def judge_key(judge_model: str, options: JudgeOptions | None = None) -> dict[str, Any]:
+    """What the store's key of a score says of the judge: `judge_identity`, and of a local judge on a GPU that it is
+    there, where it computes in its checkpoint's own number type; on a CPU it is float32, as ever."""
+    own = judge_identity(judge_model, options)
+    if not is_local_judge(judge_model) or "engine" in own:  # vLLM's key says what computes
+        return own
+    import torch
+
+    return own | {"device": "cuda"} if torch.cuda.is_available() else own
+
+
 def score_keys(
     judge_model: str,
     template: str,
@@ -62,9 +73,9 @@ def score_keys(
     eval_type: str = "0_100",
     options: JudgeOptions | None = None,
 ) -> list[str]:
-    """The store's key of each item's score: a hash of the judge, its server, mode, samples, engine, and all text."""
+    """The store's key of each item's score: a hash of the judge, its server or device, mode, samples, engine, and all text."""
     options = options or JudgeOptions()
-    judge = judge_identity(judge_model, options)
+    judge = judge_key(judge_model, options)
     # Only text mode is named in the key, so that scores from log-probabilities keep theirs. Temperature and seeds
     # follow from the number of samples.
     mode = {"mode": "text", "n_samples": options.n_samples} if options.mode == "text" else {}

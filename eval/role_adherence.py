@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from eval.finished_scores import judge_identity
+from eval.finished_scores import judge_key
 from judge import JudgeError, check_judge, is_local_judge
 from persona_vectors import chat_api, local_judges
 from persona_vectors.judging import failure_line
@@ -52,7 +52,7 @@ def judge_adherence(
     """
     check_judge(judge_model)
     prompts = role_prompts(cast, responses)
-    who = judge_identity(judge_model)
+    who = judge_key(judge_model)
     keys = {text: content_key("role_adherence", judge=who, prompt=text) for text in prompts.values()}
     kept = {} if overwrite else store.get_many(list(keys.values()))
     labels: dict[str, Adherence | None] = {text: kept[key] for text, key in keys.items() if key in kept}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from eval.finished_scores import Estimate, estimate, score_keys, scores_of
 from judge import JudgeError, JudgeOptions, UnfitJudge
 from persona_vectors import judge_server
+from persona_vectors.models import fingerprint
 from persona_vectors.store import Store, content_key
 from tests.loopback_openai import Reply
 
@@ -124,6 +126,20 @@ def test_what_computes_a_local_judge_is_in_its_keys_and_in_no_api_judges():
     )
     assert local[0] == local[1] != local[2]
     assert api[0] == api[1] == api[2]
+
+
+def test_a_local_judges_scores_of_a_gpu_and_of_a_cpu_are_apart_and_the_cpus_keys_stay(tiny_persona, monkeypatch):
+    """On a GPU it computes in its checkpoint's bfloat16, for one, and a score moved by a quarter of a point."""
+
+    def keys(name: str, on_gpu: bool, engine: str = "hf") -> list[str]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+        return score_keys(name, TEMPLATE, ITEMS[:1], options=_engine(engine))
+
+    assert keys(tiny_persona, False) != keys(tiny_persona, True)
+    assert keys("m", False) == keys("m", True) and keys(tiny_persona, False, "vllm") == keys(tiny_persona, True, "vllm")
+    judge = {"local": fingerprint(tiny_persona)}
+    before = content_key("score", judge=judge, template=TEMPLATE, eval_type="0_100", question="q1", answer="a1")
+    assert keys(tiny_persona, False) == [before]
 
 
 def _engine(name) -> JudgeOptions:
