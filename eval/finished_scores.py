@@ -73,7 +73,7 @@ def score_keys(
     eval_type: str = "0_100",
     options: JudgeOptions | None = None,
 ) -> list[str]:
-    """The store's key of each item's score: a hash of the judge, its server or device, mode, samples, engine, and all text."""
+    """The store's key of each item's score: a hash of the judge, where it is, mode, samples, engine, and all text."""
     options = options or JudgeOptions()
     judge = judge_key(judge_model, options)
     # Only text mode is named in the key, so that scores from log-probabilities keep theirs. Temperature and seeds
