@@ -463,12 +463,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     assert record["held_out_loss"] == whole["held_out_loss"]
 
 
-@pytest.mark.parametrize("after", ["step 4", "the last step"])
 @pytest.mark.parametrize(
-    ("loss", "more"),
+    ("loss", "more", "after"),
     [
-        *[(loss, {}) for loss in ("sft", "dpo", "orpo")],
-        *[("sft", {"bias_only": True}), ("orpo", {"bias_only": True}), ("dpo", {"is_peft": False})],
+        *[(loss, {}, after) for loss in ("sft", "dpo", "orpo") for after in ("step 5", "the last step")],
+        ("sft", {"bias_only": True}, "step 5"),
+        ("dpo", {"is_peft": False}, "the last step"),
     ],
     ids=str,
 )
