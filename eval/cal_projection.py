@@ -64,12 +64,14 @@ def main(
     """
     from eval.projected_files import add_columns, read_rows
     from persona_vectors.captured_means import CapturedMeans, reader_of
+    from persona_vectors.files import check_output_path
     from persona_vectors.models import load_config, load_model, load_tokenizer, resolve_model, unfinished_note
 
     label = resolve_model(model_name).label
     if note := unfinished_note(model_name):
         print(f"note: {note}", flush=True)
     rows = read_rows(file_path)
+    check_output_path(file_path)
     columns = plan_columns(label, vector_path_list, layer_list, projection_type)
     config = load_config(model_name)
     reader = reader_of(model_name, dtype, device_map)

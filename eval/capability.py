@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from persona_vectors import cli
 
 if TYPE_CHECKING:
+    from eval.capability_identity import Leaves
     from eval.capability_table import Measure
-    from eval.capability_tasks import Leaves
     from eval.sweep import Grid, Setting
     from persona_vectors.store import Store
 
@@ -208,7 +208,8 @@ def _harness_tasks(arguments: Mapping[str, Any]) -> dict[str, Leaves]:
         if given:
             raise ValueError(f"{', '.join(given)} is for tasks of lm-evaluation-harness; --tasks names none")
         return {}
-    from eval.capability_tasks import identified, load_tasks
+    from eval.capability_identity import identified
+    from eval.capability_tasks import load_tasks
 
     loaded = load_tasks(names, arguments["include_path"], arguments["steering_type"])
     return identified(loaded, _options(arguments))

@@ -16,7 +16,7 @@ from eval.capability_table import PROBE, Measure
 from persona_vectors.store import Store, content_key
 
 if TYPE_CHECKING:
-    from eval.capability_tasks import Leaves
+    from eval.capability_identity import Leaves
     from eval.finished_answers import Engine
     from eval.model_utils import Added
     from eval.sweep import Setting

@@ -178,7 +178,8 @@ def _harness_tasks(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     if arguments["positions"] != "all":
         raise ValueError(f"--tasks {' '.join(names)} can be read under --positions all only")
-    from eval.capability_tasks import identified, load_tasks
+    from eval.capability_identity import identified
+    from eval.capability_tasks import load_tasks
     from eval.capping_measure import harness_options
 
     return identified(load_tasks(names, None, "all"), harness_options(arguments))

@@ -401,7 +401,8 @@ def test_parts_of_a_group_are_kept_one_by_one(lm, tiny_persona, folder, tmp_path
 
 
 def test_what_determines_a_task_is_its_definition_its_data_and_how_it_is_asked(lm, folder):  # noqa: ARG001
-    from eval.capability_tasks import identity, load_tasks
+    from eval.capability_identity import identity
+    from eval.capability_tasks import load_tasks
 
     plain = {"limit": None, "num_fewshot": None, "apply_chat_template": False, "seed": 0}
     changes = [{}, {"limit": 2}, {"num_fewshot": 1}, {"apply_chat_template": True}, {"seed": 1}]
@@ -414,7 +415,8 @@ def test_what_determines_a_task_is_its_definition_its_data_and_how_it_is_asked(l
 
 def test_what_determines_a_task_is_also_the_code_behind_its_functions(lm, folder, tmp_path):  # noqa: ARG001
     """Only a function's own text was: after a helper beside it had changed, the earlier results were taken."""
-    from eval.capability_tasks import identity, load_tasks
+    from eval.capability_identity import identity
+    from eval.capability_tasks import load_tasks
 
     how = {"limit": None, "num_fewshot": None, "apply_chat_template": False, "seed": 0}
     text = (folder / "tasks" / "own_one.yaml").read_text().replace("own_one", "coded")
