@@ -1,4 +1,4 @@
-"""What determines the metrics of a task of lm-evaluation-harness but for the model: for the keys of kept measurements."""
+"""What determines the metrics of a task of lm-evaluation-harness but for the model, for the keys of what is kept."""
 
 from __future__ import annotations
 
