@@ -254,6 +254,8 @@ def _preferences(
     if not test_rows and not config.no_test_split:
         rows, test_rows = split_rows(rows, config.seed)
     _say(is_main, f"{config.loss}: {len(rows)} preference rows, {len(test_rows)} held out")
+    if config.is_peft and config.lora_dropout:
+        _say(is_main, f"note: lora_dropout {config.lora_dropout:g} does nothing: {config.loss} switches dropout off")
     if (limit := row_limit(config)) < config.max_seq_length:
         _say(is_main, f"note: rows longer than {_limit_in_words(config, limit)} are cut")
     model, tokenizer = load_for_training(config)

@@ -173,6 +173,7 @@ class TrainingConfig(BaseModel):
     r: Count = 16
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """of loss sft; dpo and orpo switch dropout off"""
     use_rslora: bool = True
     bias_only: bool = False
     """train nothing but a bias at the target modules' outputs (r and lora_alpha then mean nothing)"""

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,7 +312,8 @@ def test_a_command_is_shown_as_its_own_front_door_takes_it(capsys):
 
 def test_the_script_trains_each_config_and_compares(tmp_path):
     stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" "$@"\n')
+    real = f'if [ "$1" = -c ]; then exec "{sys.executable}" "$@"; fi'  # which asks for the trait's name
+    stub.write_text(f'#!/bin/sh\n{real}\necho "$CUDA_VISIBLE_DEVICES" "$@"\n')
     stub.chmod(0o755)
 
     def script(*given: str) -> list[str]:
