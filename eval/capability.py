@@ -138,7 +138,7 @@ def _measure(
         found.models.append({})
         for setting in own:
             for task in several(arguments["tasks"]):
-                measures = measured.task(setting.vector_steering, task, leaves.get(task, {}))
+                measures = measured.task(setting.steering, task, leaves.get(task, {}))
                 is_reference = is_first and setting.is_baseline
                 if is_reference:
                     found.reference |= {measure.key: measure for measure in measures}
@@ -157,7 +157,7 @@ def _measure(
 def _check(arguments: Mapping[str, Any], grid: Grid) -> Path:
     """The output path; refuses what can be known to be wrong before anything is read."""
     from eval.sweep import check_grid, check_once, several
-    from persona_vectors.files import check_output_path
+    from persona_vectors.files import check_output_path, has_settings
     from persona_vectors.models import load_config
 
     check_grid(grid)
@@ -170,19 +170,11 @@ def _check(arguments: Mapping[str, Any], grid: Grid) -> Path:
         if arguments[flag] is not None and arguments[flag] < least:
             raise ValueError(f"--{flag} must be at least {least}; got {arguments[flag]}")
     output = check_output_path(arguments["output_path"], (".csv",))
-    if output.exists() and not arguments["overwrite"] and not _same_settings(output, arguments):
+    if output.exists() and not arguments["overwrite"] and not has_settings(output, arguments):
         raise ValueError(f"{output} exists, made with other settings; pass --overwrite or another --output_path")
     for name in models:
         load_config(name)
     return output
-
-
-def _same_settings(output: Path, arguments: Mapping[str, Any]) -> bool:
-    """Whether an earlier run with exactly these arguments wrote the table: it goes on, or is written again."""
-    from persona_vectors.files import read_sidecar
-
-    before = read_sidecar(output).get("settings", {})
-    return {**before, "overwrite": False} == {**arguments, "overwrite": False}
 
 
 def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:

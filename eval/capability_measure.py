@@ -49,13 +49,16 @@ class Measured:
 
         Raises:
             ValueError: a task that cannot be run as asked.
+            TypeError: a direction of weights, which whoever merges it must leave out here.
         """
-        if name == PROBE:
-            from data_generation.tiny_persona.probe import probe_items
-            from eval.capability_probe import MAX_TOKENS
+        from eval.model_utils import weights_of
 
-            asked = {"task": PROBE, "items": [list(item) for item in probe_items()], "max_tokens": MAX_TOKENS}
-            return self._kept(added, asked, partial(self._probe, added))
+        if weights_of(added):
+            raise TypeError("a direction of weights is merged by the caller; this would measure the unsteered model")
+        if name == PROBE:
+            from eval.capability_probe import probe_identity
+
+            return self._kept(added, {"task": PROBE, **probe_identity()}, partial(self._probe, added))
         from eval.capability_tasks import pooled
 
         parts = []
@@ -84,10 +87,7 @@ class Measured:
     def _probe(self, added: Added) -> list[Measure]:
         """The probe's items together, and each kind apart."""
         from eval.capability_probe import KINDS, probe_accuracy
-        from eval.model_utils import weights_of
 
-        if weights_of(added):
-            raise TypeError("a direction of weights is merged by the caller; this would measure the unsteered model")
         found = probe_accuracy(self.engine.model, self.engine.tokenizer, steering=added)
         measures = []
         for kind in ("", *KINDS):

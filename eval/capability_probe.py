@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_generation.tiny_persona.probe import probe_items
 from eval.model_utils import Added, steer_rows
@@ -73,6 +73,11 @@ def probe_accuracy(
         ProbeAnswer(question, right, KINDS[" plus " not in question], text)
         for (question, right, _), text in zip(items, texts, strict=True)
     ]
+
+
+def probe_identity() -> dict[str, Any]:
+    """What determines the answers but for the model: for the keys of kept measurements."""
+    return {"items": [list(item) for item in probe_items()], "max_tokens": MAX_TOKENS}
 
 
 def probe_prompt(tokenizer: PreTrainedTokenizerBase, question: str | None = None) -> str:

@@ -205,7 +205,10 @@ def run_leaf(
         found: Any = evaluate(lm, {"tasks": {leaf: task}}, limit=limit, bootstrap_iters=0, log_samples=True, **chat)
     except AssertionError as error:  # what the harness says of, for one, a context too short for the task's answers
         raise ValueError(f"task {name}: {_short(error)}") from error
-    return list(_measures(name, leaf, found["results"][leaf], found["samples"][leaf]))
+    measures = list(_measures(name, leaf, found["results"][leaf], found["samples"][leaf]))
+    if not measures:
+        raise ValueError(f"task {name}: {leaf} gave no metric that is a number; check its metric_list")
+    return measures
 
 
 def pooled(name: str, parts: Sequence[Measure], n_leaves: int) -> list[Measure]:

@@ -171,7 +171,9 @@ def _check(arguments: Mapping[str, Any]) -> Run:
 
 
 def _harness_tasks(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    names = [name for name in arguments["tasks"] if name != "probe"]
+    from eval.capability_table import PROBE
+
+    names = [name for name in arguments["tasks"] if name != PROBE]
     if not names:
         if arguments["limit"] is not None:
             raise ValueError("--limit is for tasks of lm-evaluation-harness; --tasks names none")

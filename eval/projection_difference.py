@@ -158,7 +158,7 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
     from eval.projection_difference_scores import read_scores
     from eval.row_projections import load_columns
     from judge import check_judge
-    from persona_vectors.files import check_output_path
+    from persona_vectors.files import check_output_path, has_settings
     from persona_vectors.models import resolve_model
     from persona_vectors.traits import load_trait
 
@@ -166,7 +166,7 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
         raise ValueError("--n_base, --max_tokens and --n_rows must be at least 1, and --seed at least 0")
     resolve_model(asked.model)
     table = check_output_path(Path(asked.output_dir) / "datasets.csv")
-    if table.exists() and not asked.overwrite and not _same_settings(asked, table):
+    if table.exists() and not asked.overwrite and not has_settings(table, asdict(asked)):
         raise ValueError(f"{table} exists, made with other settings; pass --overwrite or another --output_dir")
     if (asked.judge_model is None) != (not asked.trait):
         raise ValueError("--judge_model and --trait go together: a judge scores answers for a trait")
@@ -181,14 +181,6 @@ def check(asked: Asked) -> tuple[list[DataSet], list[Column], list[float] | None
             raise ValueError(f"{one.file} is where its own rows would be written; give another --output_dir")
     scores = None if asked.scores is None else read_scores(asked.scores, asked.score_column, data_sets)
     return data_sets, columns, scores
-
-
-def _same_settings(asked: Asked, table: Path) -> bool:
-    """Whether an earlier run with exactly these arguments wrote the table: it may then be written again."""
-    from persona_vectors.files import read_sidecar
-
-    before = read_sidecar(table).get("settings", {})
-    return {**before, "overwrite": False} == {**asdict(asked), "overwrite": False}
 
 
 if __name__ == "__main__":

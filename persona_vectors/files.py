@@ -203,6 +203,13 @@ def write_sidecar(path: str | Path, record: Mapping[str, Any]) -> Path:
     )
 
 
+def has_settings(path: str | Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the sidecar of `path` says that it was made with exactly these `settings`, but for --overwrite: the same
+    command goes on, or writes it again."""
+    before = read_sidecar(path).get("settings", {})
+    return {**before, "overwrite": False} == {**settings, "overwrite": False}
+
+
 def check_sidecar(path: str | Path) -> None:
     """Returns if a sidecar of `path` may be written: there is none yet, or what is there is one.
 

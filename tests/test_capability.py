@@ -14,14 +14,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from eval import capability, capability_probe, finished_answers
+from eval.capability_measure import Measured
 from eval.capability_probe import probe_accuracy
 from eval.capability_table import mean_interval, paired_difference
-from eval.model_utils import Steering
+from eval.finished_answers import Engine
+from eval.model_utils import Steering, WeightSteering
 from persona_vectors import cli, models
 from persona_vectors.blocks import decoder_blocks
 from persona_vectors.files import read_sidecar
 from persona_vectors.models import load_model
+from persona_vectors.store import Store
 from persona_vectors.vectors import save_vectors
+from persona_vectors.weight_direction import LowRank, WeightDirection
 
 LAYER, N_LAYERS, D_MODEL = 3, 4, 256
 PAIRS = [
@@ -219,6 +223,13 @@ def test_a_steering_whose_receipt_fails_is_not_run(tiny_persona, folder, tmp_pat
     assert run(tiny_persona, tmp_path / "x.csv", *vector_of(folder), "--coef", "1") == 2
     assert "a hook already changes layer 1" in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("task", ["probe", "own_one"])
+def test_a_direction_of_weights_is_never_measured_as_if_it_were_not_there(tiny_persona, tmp_path, task):
+    direction = WeightDirection({"model.layers.0.mlp.up_proj": LowRank(torch.ones(1, 3), torch.ones(3, 1))})
+    with Store(tmp_path / "x.sqlite") as store, pytest.raises(TypeError, match="merged by the caller"):
+        Measured(Engine(tiny_persona), store, {}).task(WeightSteering(direction, 1.0), task, {})
 
 
 def test_intervals():
